@@ -1,0 +1,68 @@
+# Every target does its own set-up (scripts/setup.sh) and does it once: the stamps in .venv are newer
+# than pyproject.toml and constraints.txt until one of those changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+
+# Debian puts nginx and haproxy where only root looks.
+export PATH := $(PATH):/usr/sbin:/sbin
+export PYTHON
+
+BIN := .venv/bin
+# Test processes at once. The suite drives real servers, so more than the cores there are only adds noise.
+JOBS ?= 2
+TOOLS := redis-server nginx haproxy wrk
+PYTEST := $(BIN)/python -m pytest
+SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
+
+.PHONY: help setup tools run test check wire e2e conformance bench load clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/.ready-run ## two example servers, the proxy in front, a client that shows a session stick
+	@$(BIN)/mcp-proxy demo
+
+test: .venv/.ready-dev tools ## unit, wire and e2e tests with branch coverage
+	@mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile -m 'not conformance'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: .venv/.ready-dev ## style, types, architecture, and what must not be committed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir build/import-linter
+	scripts/portable.sh
+
+wire: .venv/.ready-dev tools ## what goes over the wire, byte by byte, well-formed and hostile
+	$(PYTEST) tests/wire
+
+e2e: .venv/.ready-dev tools ## official clients and servers through the proxy
+	$(PYTEST) tests/e2e -m 'not conformance'
+
+conformance: .venv/.ready-conformance ## the official conformance suite, direct and through the proxy
+	$(BIN)/python -m tests.conformance
+
+bench: .venv/.ready-dev tools ## cost per call beside nginx and HAProxy; takes minutes, wants a quiet machine
+	$(BIN)/python -m tests.bench
+
+load: .venv/.ready-dev tools ## 15 seconds of load on the proxy in front of example servers
+	$(BIN)/python -m tests.bench --smoke
+
+setup: .venv/.ready-dev tools ## what test and check need, without running them
+
+tools:
+	@scripts/setup.sh tools $(TOOLS)
+
+.venv/.ready-%: $(SETUP_INPUTS)
+	@scripts/setup.sh python $*
+
+clean: ## remove everything that make has made
+	rm -rf .venv build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

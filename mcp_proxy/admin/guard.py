@@ -1,0 +1,119 @@
+"""Who may talk to the admin listener: decided on the head, before any route exists.
+
+Rules of this file:
+* Pure comparisons of bytes; what cannot be read strictly is refused (no prefix tests, no regex).
+* A web page must not reach the listener through the visitor's browser. Without a token the defence is
+  the Host header, which a page cannot forge: after DNS rebinding it still carries the attacker's name.
+  An Origin means that a browser asks on behalf of a page; only the listener's own pages may.
+* ``HEALTH`` answers nothing but health, and kubelets send neither token nor a loopback Host. There, an
+  address is enough: rebinding needs a name.
+"""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from mcp_proxy.admin.answers import refusal
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    RawHeaders = list[tuple[bytes, bytes]]
+
+HEALTH = frozenset({"/livez", "/readyz"})
+_CHALLENGE = {"www-authenticate": 'Bearer realm="mcp-proxy admin"'}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Guard:
+    """ASGI middleware. ``token`` None: only for loopback names; else for who knows it."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        if token == "":
+            raise ValueError("an empty admin token protects nothing")
+        self._app = app
+        self._token = None if token is None else token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
+        answer = self._judge(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)
+
+    def _judge(self, scope: Scope) -> Response | None:
+        headers: RawHeaders = scope["headers"]
+        is_health = scope["path"] in HEALTH
+        host = _sole(headers, b"host")
+        if self._token is None and not _is_admissible(host, is_health):
+            return refusal(421, "host_not_allowed", "without a token, Host must be a loopback name")
+        origins = _all(headers, b"origin")
+        if origins and not (len(origins) == 1 and _is_own_origin(origins[0], host, scope["scheme"])):
+            return refusal(403, "origin_not_allowed", "Origin must be the listener itself, on loopback")
+        if self._token is not None and not is_health and not _knows(self._token, headers):
+            return refusal(401, "token_required", "send the admin token as a bearer token", _CHALLENGE)
+        return None
+
+
+def _all(headers: RawHeaders, name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def _sole(headers: RawHeaders, name: bytes) -> bytes | None:
+    """The value of a field that must occur once; None if it is missing or repeated."""
+    values = _all(headers, name)
+    return values[0] if len(values) == 1 else None
+
+
+def _knows(token: bytes, headers: RawHeaders) -> bool:
+    scheme, _, credentials = (_sole(headers, b"authorization") or b"").partition(b" ")
+    # RFC 9110 section 11.1: the scheme is case-insensitive. The token is compared in a time that does
+    # not tell where the first difference is.
+    return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.strip(b" "), token)
+
+
+def _authority(value: bytes) -> tuple[str, int | None] | None:
+    """Host in lower case and port, or None if it is anything but ``host[:port]`` (RFC 3986 3.2)."""
+    try:
+        text = value.decode("ascii").lower()
+    except UnicodeDecodeError:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        return text, None
+    return (host, int(port)) if port.isdigit() and len(port) <= 5 else None
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        if host.startswith("[") and host.endswith("]") and "%" not in host:
+            return IPv6Address(host[1:-1])
+        return IPv4Address(host)
+    except AddressValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _is_admissible(host: bytes | None, is_health: bool) -> bool:
+    authority = None if host is None else _authority(host)
+    if authority is None:
+        return False
+    return _is_loopback(authority[0]) or (is_health and _address(authority[0]) is not None)
+
+
+def _is_own_origin(origin: bytes, host: bytes | None, scheme: str) -> bool:
+    """RFC 6454 section 6.2: ``scheme://host[:port]``, compared with the Host of the same request."""
+    prefix, separator, rest = origin.partition(b"://")
+    theirs = _authority(rest)
+    ours = None if host is None else _authority(host)
+    if not separator or theirs is None or ours is None or not _is_loopback(theirs[0]):
+        return False
+    their_port = theirs[1] or _DEFAULT_PORTS.get(prefix.decode("latin-1").lower())
+    return theirs[0] == ours[0] and their_port == (ours[1] or _DEFAULT_PORTS.get(scheme))

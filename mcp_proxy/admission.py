@@ -1,0 +1,98 @@
+"""The first phase: may this request come in, judged by its head alone.
+
+Rules of this file: no I/O, no state but the route table. What is refused here is refused
+before its body is read and before any backend is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from mcp_proxy.forwarding import Forwarder
+from mcp_proxy.headers import HeaderError, RequestHead, read_request
+from mcp_proxy.policy.origin import OriginGuard, preflight_headers
+from mcp_proxy.routing import ALLOW_ALL
+from mcp_proxy.wire import Headers, Rejection, Request
+
+
+class Admitted(msgspec.Struct, frozen=True, gc=False):
+    """Implements Admission."""
+
+    request: Request
+    head: RequestHead
+    route: str
+    pool: str
+    query: bytes
+    """With its question mark, or empty; passed on as received."""
+
+
+_METHODS: Final = frozenset((b"GET", b"POST", b"DELETE", b"OPTIONS"))
+
+
+class Porter:
+    """Judges heads. ``routes``: path to pool name, matched byte for byte, so that nothing
+    depends on how anybody decodes or normalises a path."""
+
+    def __init__(self, routes: Mapping[bytes, str], guard: OriginGuard, forwarder: Forwarder) -> None:
+        self._routes = {path: (path.decode("ascii"), pool) for path, pool in routes.items()}
+        self._guard = guard
+        self._forwarder = forwarder
+
+    def admit(self, request: Request) -> Admitted | Rejection:
+        path, mark, query = request.target.partition(b"?")
+        route = self._routes.get(path)
+        if route is None:
+            return Rejection("not_found")
+        try:
+            head = read_request(request.headers)
+        except HeaderError as error:
+            return Rejection(error.reason, error.detail)
+        refusal = self._judge(request, head)
+        if refusal is not None:
+            return refusal
+        return Admitted(request, head, route[0], route[1], mark + query)
+
+    def _judge(self, request: Request, head: RequestHead) -> Rejection | None:
+        if head.host is None:
+            return Rejection("bad_request", "the Host header is missing")
+        reason = self._guard.judge_host(head.host)
+        if reason is not None:
+            return Rejection(reason, _HOST_DETAIL[reason])
+        if head.origin is not None and not self._guard.allows_origin(head.origin):
+            return Rejection("forbidden_origin", "set external_url to the URL under which browsers see this proxy")
+        if head.via and self._forwarder.is_loop(head):
+            return Rejection("loop_detected", "a backend of this proxy is the proxy itself")
+        if request.method == b"POST":
+            return _judge_media(head)
+        if request.method not in _METHODS:
+            return Rejection("method_not_allowed", extra=ALLOW_ALL)
+        return None
+
+
+_HOST_DETAIL: Final = {
+    "bad_request": "the Host header is not a valid authority",
+    "misdirected": "a loopback listener serves loopback Hosts and the host of external_url only",
+}
+
+
+def _judge_media(head: RequestHead) -> Rejection | None:
+    content_type = head.content_type
+    if content_type != b"application/json":
+        media = (content_type or b"").partition(b";")[0].strip().lower()
+        if media != b"application/json":
+            # text/plain would be a "simple request", which any web page may send (CSRF)
+            return Rejection("unsupported_media_type")
+    if head.content_encoding is not None and head.content_encoding.lower() != b"identity":
+        return Rejection("unsupported_media_type", "a compressed body cannot be checked; send it uncompressed")
+    return None
+
+
+def preflight(request: Request, head: RequestHead) -> tuple[int, Headers]:
+    """Status and headers of the answer to OPTIONS."""
+    if head.origin is None:
+        return 204, ALLOW_ALL
+    requested = b", ".join(value for name, value in request.headers if name == b"access-control-request-headers")
+    return 204, preflight_headers(head.origin, requested)

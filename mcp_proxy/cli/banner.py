@@ -1,0 +1,98 @@
+"""What is said once the proxy listens: where, to whom, and a line to try.
+
+Rules of this file: pure; no secret is shown; every URL works when it is pasted on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from mcp_proxy import __version__
+from mcp_proxy.config import Address, BackendConfig, Config, PoolConfig
+from mcp_proxy.config.values import DefaultedUrl, format_duration, format_size
+
+_PROTOCOL_VERSION = "2025-11-25"
+"""The newest revision with a handshake: its first message needs no state, and a server that speaks
+only an older one answers with that."""
+
+
+def banner(config: Config, listen: Address | None = None, admin: Address | None = None) -> str:
+    """Several lines without a line break at the end. ``listen`` and ``admin``: the actual
+    addresses, when the configuration left the port to the system."""
+    listen = listen or config.listen
+    admin = None if config.admin.listen is None else admin or config.admin.listen
+    base = f"{'https' if config.tls else 'http'}://{_reachable(listen)}"
+    everywhere = ", on every interface" if listen.is_wildcard else ""
+    lines = [f"mcp-proxy {__version__}"]
+    for route in config.routes:
+        lines.append(_line("listen", f"{base}{route.path} -> {route.pool}{everywhere}"))
+        if config.external_url is not None:
+            lines.append(_line("", f"clients see {config.external_url}{route.path}"))
+    for name, pool in config.pools.items():
+        lines += _pool(name, pool)
+    lines.append(_line("sessions", _sessions(config)))
+    lines.append(_line("admin", _admin(config, admin)))
+    lines.append(_line("limits", _limits(config)))
+    lines.append(_line("try", _curl(config, f"{base}{config.routes[0].path}")))
+    return "\n".join(lines)
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<9} {text}"
+
+
+def _pool(name: str, pool: PoolConfig) -> list[str]:
+    lines = [_line("pool", f"{name}: {pool.balance}, transport {pool.transport}")]
+    return lines + [_line("", _backend(backend)) for backend in pool.backends]
+
+
+def _backend(backend: BackendConfig) -> str:
+    weight = f", weight {backend.weight}" if backend.weight != 1 else ""
+    added = f" (had no path, /mcp added; write {backend.url.removesuffix('mcp')} for the root)"
+    return f"{backend.url}{weight}{added if isinstance(backend.url, DefaultedUrl) else ''}"
+
+
+def _sessions(config: Config) -> str:
+    idle = format_duration(config.sessions.ttl)
+    return f"{config.sessions.store}, forgotten after {idle} without use or when the proxy ends"
+
+
+def _admin(config: Config, admin: Address | None) -> str:
+    if admin is None:
+        return "off"
+    guarded = ", needs the token" if config.admin.token else ""
+    return f"http://{_reachable(admin)}/  (/livez /readyz /metrics /status.json{guarded})"
+
+
+def _limits(config: Config) -> str:
+    limits = config.limits
+    return (
+        f"body {format_size(limits.body)}, head {format_size(limits.head)}, {limits.streams} streams, "
+        f"drain {format_duration(limits.drain)}"
+    )
+
+
+def _reachable(address: Address) -> Address:
+    """A wildcard is no destination."""
+    if not address.is_wildcard:
+        return address
+    return Address("::1" if ":" in address.host else "127.0.0.1", address.port)
+
+
+def _curl(config: Config, url: str) -> str:
+    params = {
+        "protocolVersion": _PROTOCOL_VERSION,
+        "capabilities": {},
+        "clientInfo": {"name": "curl", "version": "1"},
+    }
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    words = ["curl", "-sSiN", url]
+    if config.tls is not None:
+        # The certificate names the public host, hardly this address.
+        words.append("-k")
+        if config.tls.client_ca is not None:
+            words += ["--cert", "client.crt", "--key", "client.key"]
+    for field in ("Content-Type: application/json", "Accept: application/json, text/event-stream"):
+        words += ["-H", field]
+    return shlex.join([*words, "-d", json.dumps(message, separators=(",", ":"))])

@@ -1,0 +1,87 @@
+"""Time. ``now`` is the only clock of the data path; the ticker keeps every deadline.
+
+A timer per request costs as much as the request; instead each *kind* of deadline has one
+``Deadlines`` queue. Items of a kind share one delay, so insertion order is expiry order and
+a sweep looks only at the front: O(1) to arm, O(1) to disarm, O(expired) per tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+now = time.monotonic
+
+TICK_S = 0.1
+"""Deadlines fire at most this late. A tenth of the shortest sensible timeout (1 s)."""
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Deadlines(Generic[T]):
+    """A queue of items that expire ``delay_s`` after they were armed. None: never."""
+
+    __slots__ = ("_due", "_expire", "delay_s")
+
+    def __init__(self, delay_s: float | None, expire: Callable[[T], None]) -> None:
+        self.delay_s = delay_s
+        self._due: dict[T, float] = {}
+        self._expire = expire
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def arm(self, item: T, at_s: float | None = None) -> None:
+        """Start or restart the clock of ``item``. ``at_s``: the present, if known."""
+        if self.delay_s is None:
+            return
+        due = self._due
+        due.pop(item, None)
+        due[item] = (now() if at_s is None else at_s) + self.delay_s
+
+    def disarm(self, item: T) -> None:
+        self._due.pop(item, None)
+
+    def sweep(self, at_s: float) -> None:
+        """Expire what is due. An ``expire`` callback may arm and disarm freely."""
+        due = self._due
+        while due:
+            item = next(iter(due))
+            if due[item] > at_s:
+                return
+            del due[item]
+            self._expire(item)
+
+
+class Ticker:
+    """Calls its jobs every ``TICK_S`` on the running loop. ``start`` and ``stop`` are idempotent."""
+
+    __slots__ = ("_handle", "_jobs", "_loop")
+
+    def __init__(self) -> None:
+        self._jobs: list[Callable[[float], None]] = []
+        self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, job: Callable[[float], None]) -> None:
+        """``job(at_s)`` must not raise and must not block."""
+        self._jobs.append(job)
+
+    def start(self) -> None:
+        if self._handle is None:
+            self._loop = asyncio.get_running_loop()
+            self._handle = self._loop.call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._handle = self._loop.call_later(TICK_S, self._tick)
+        at_s = now()
+        for job in self._jobs:
+            job(at_s)

@@ -1,0 +1,163 @@
+"""What must be true of several values together.
+
+Rules of this file: no I/O; every check looks only at values that are valid by themselves, so that
+one broken key hides no problem of another; a check yields issues, it never raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mcp_proxy.config.problems import Loc
+from mcp_proxy.config.values import Address, LiteralUrl, backend_identity, did_you_mean
+
+if TYPE_CHECKING:
+    from mcp_proxy.config.models import AdminConfig, BackendConfig, Config
+
+Sections = Mapping[str, Any]
+"""Fields of a model by name. One that is absent is broken and has a problem of its own."""
+
+
+class Issue(NamedTuple):
+    """One contradiction. ``loc`` is where the cure belongs."""
+
+    loc: Loc
+    message: str
+    hint: str
+
+
+class Inconsistent(ValueError):
+    """Values that are valid alone contradict each other."""
+
+    def __init__(self, issues: list[Issue]) -> None:
+        super().__init__("; ".join(f"{issue.message} ({issue.hint})" for issue in issues))
+        self.issues = issues
+
+
+def of(config: Config) -> list[Issue]:
+    """Every contradiction in a whole configuration."""
+    pools = {name: dict(pool) for name, pool in config.pools.items()}
+    return between(dict(config) | {"pools": pools, "routes": [dict(route) for route in config.routes]})
+
+
+def between(sections: Sections) -> list[Issue]:
+    """Every contradiction between the usable ``sections`` of a Config.
+
+    Pools and routes are Sections themselves; None stands for a backend that cannot be read.
+    """
+    found = [*_workers(sections), *_admin(sections.get("admin"), sections.get("listen"))]
+    pools: Mapping[str, Sections] | None = sections.get("pools")
+    if pools is not None:
+        for name, pool in pools.items():
+            found += _pool_name(name)
+            found += _duplicate_backends(name, pool.get("backends", ()))
+            found += _transport(name, pool)
+        found += _routes(sections.get("routes"), pools)
+    return found
+
+
+_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+"""A name becomes a metric label, part of session keys and a word in answers."""
+
+
+def _workers(sections: Sections) -> Iterator[Issue]:
+    workers = sections.get("workers", 1)
+    if workers > 1 and "sessions" in sections:
+        yield Issue(
+            ("workers",),
+            f"{workers} workers cannot share sessions that each keeps in its own memory",
+            "use --sessions redis://... or signed instead of memory; until a later version brings these, "
+            "run 1 worker",
+        )
+
+
+def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]:
+    if admin is None or admin.listen is None:
+        return
+    if not admin.listen.is_loopback and admin.token is None:
+        yield Issue(
+            ("admin", "listen"),
+            f"other machines can reach the admin listener {admin.listen}, and it has no token",
+            "set admin.token or MCP_PROXY_ADMIN_TOKEN, or listen on 127.0.0.1",
+        )
+    if listen is not None and admin.listen.collides_with(listen):
+        yield Issue(("admin", "listen"), f"listen is {listen} already", "give admin another port")
+
+
+def _pool_name(name: str) -> Iterator[Issue]:
+    if not _POOL_NAME.fullmatch(name):
+        yield Issue(
+            ("pools", name),
+            f"{name!r} cannot be the name of a pool",
+            "use at most 63 letters, digits, -, _ and ., beginning with a letter or digit",
+        )
+
+
+def _duplicate_backends(name: str, backends: Sequence[BackendConfig | None]) -> Iterator[Issue]:
+    seen: set[tuple[str, str, int, str]] = set()
+    for index, backend in enumerate(backends):
+        if backend is None:
+            continue
+        identity = backend_identity(backend.url)
+        if identity in seen:
+            yield Issue(
+                ("pools", name, "backends", index),
+                f"{backend.url} is a backend of this pool already",
+                "remove one; to send it more, give it a weight",
+            )
+        seen.add(identity)
+
+
+def _transport(name: str, pool: Sections) -> Iterator[Issue]:
+    if pool.get("transport") != "http11":
+        return
+    for key in ("proxy", "http2"):
+        if pool.get(key):
+            yield Issue(("pools", name, key), f"the transport http11 has no {key}", "add transport: httpx")
+
+
+def _routes(routes: Sequence[Sections] | None, pools: Mapping[str, Sections]) -> Iterator[Issue]:
+    if not pools:
+        yield Issue(
+            ("pools",),
+            "there is no backend",
+            "give a URL (mcp-proxy http://localhost:3000/mcp), write pools: into a file, "
+            "or set MCP_PROXY_BACKENDS",
+        )
+    elif routes is not None and not routes:
+        example = f"routes: [{{path: /mcp, pool: {next(iter(pools))}}}, ...]"
+        yield Issue(("routes",), "no route leads to any pool", f"add {example}")
+    seen: set[str] = set()
+    for index, route in enumerate(routes or ()):
+        pool, path = route.get("pool"), route.get("path")
+        if pools and pool is not None and pool not in pools:
+            yield Issue(("routes", index, "pool"), f"there is no pool {pool!r}", did_you_mean(pool, pools))
+        if path in seen:
+            yield Issue(("routes", index, "path"), f"{path} has a route already", "give each its own path")
+        if path is not None:
+            seen.add(path)
+
+
+def advice(config: Config) -> Iterator[Issue]:
+    """What is allowed and still worth a word, for ``mcp-proxy check``."""
+    for loc in _literal_secrets(config):
+        yield Issue(loc, "a secret stands in the configuration", "write env:NAME or file:PATH")
+    routed = {route.pool for route in config.routes}
+    for name, pool in config.pools.items():
+        if name not in routed:
+            yield Issue(("pools", name), "no route leads to this pool", "add a route, or remove the pool")
+        if pool.tls is not None and not any(backend.url.startswith("https:") for backend in pool.backends):
+            yield Issue(("pools", name, "tls"), "no backend of the pool is https", "write https://...")
+
+
+def _literal_secrets(config: Config) -> Iterator[Loc]:
+    if config.admin.token is not None and config.admin.token.is_literal:
+        yield ("admin", "token")
+    for name, pool in config.pools.items():
+        authorization = pool.credentials.authorization
+        if authorization is not None and authorization.is_literal:
+            yield ("pools", name, "credentials", "authorization")
+        if isinstance(pool.proxy, LiteralUrl):
+            yield ("pools", name, "proxy")

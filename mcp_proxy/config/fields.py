@@ -1,0 +1,152 @@
+"""The kinds of values that the models are made of: reader, JSON schema and writer of each.
+
+Rules of this file: a kind reads what a user writes and also what it has read before, so that a
+Config can be built in Python as well as from a file; its schema describes what a user writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from mcp_proxy.config import files, values
+from mcp_proxy.config.secret import MASK, Secret, read_secret
+from mcp_proxy.config.values import Address, Invalid, Network
+
+
+def _environ(info: ValidationInfo) -> Mapping[str, str]:
+    context: Mapping[str, Any] = info.context or {}
+    environ: Mapping[str, str] = context.get("environ", os.environ)
+    return environ
+
+
+def _with_unit(value: object, info: ValidationInfo) -> object:
+    """In a file a bare number could be milliseconds or seconds: the writer must say."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and info.context is not None:
+        raise Invalid(f"{value} has no unit", f"write {value}s for seconds, {value}ms for milliseconds")
+    return value
+
+
+def _secret(value: object, info: ValidationInfo) -> Secret:
+    return read_secret(value, _environ(info))
+
+
+def _proxy_url(value: object, info: ValidationInfo) -> str:
+    secret = read_secret(value, _environ(info))
+    url = values.egress_proxy_url(secret.value)
+    return values.LiteralUrl(url) if secret.is_literal and "@" in url else url
+
+
+def _off_word(value: object) -> object:
+    """YAML 1.1 reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
+def _text_schema(description: str, pattern: str | None = None) -> WithJsonSchema:
+    schema = {"type": "string", "description": description}
+    return WithJsonSchema(schema if pattern is None else schema | {"pattern": pattern})
+
+
+_DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+_DURATION_TEXT = "a duration such as 500ms, 5s, 10m, 2h"
+
+Duration = Annotated[
+    float,
+    PlainValidator(values.positive_duration),
+    BeforeValidator(_with_unit),
+    _text_schema(_DURATION_TEXT, _DURATION_PATTERN),
+]
+Delay = Annotated[
+    float,
+    PlainValidator(values.duration),
+    BeforeValidator(_with_unit),
+    _text_schema(f"{_DURATION_TEXT}; 0s is possible", _DURATION_PATTERN),
+]
+OptionalDuration = Annotated[
+    float | None,
+    PlainValidator(values.optional_duration),
+    BeforeValidator(_with_unit),
+    WithJsonSchema(
+        {
+            "description": f"{_DURATION_TEXT}, or none for no limit",
+            "anyOf": [{"type": "string", "pattern": _DURATION_PATTERN}, {"const": "none"}, {"type": "null"}],
+        }
+    ),
+]
+Size = Annotated[
+    int,
+    PlainValidator(values.size),
+    WithJsonSchema(
+        {
+            "description": "bytes, or a size such as 64KiB, 4MiB",
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)?$"},
+                {"type": "integer", "minimum": 1},
+            ],
+        }
+    ),
+]
+Listen = Annotated[
+    Address,
+    PlainValidator(values.address),
+    PlainSerializer(str),
+    _text_schema("HOST:PORT, [V6]:PORT or :PORT (all IPv4 interfaces); port 0: the system chooses"),
+]
+OptionalListen = Annotated[
+    Address | None,
+    PlainValidator(values.optional_address),
+    PlainSerializer(lambda address: "off" if address is None else str(address)),
+    WithJsonSchema({"description": "HOST:PORT, or off", "anyOf": [{"type": "string"}, {"const": False}]}),
+]
+SecretText = Annotated[
+    Secret,
+    PlainValidator(_secret),
+    PlainSerializer(lambda _: MASK),
+    _text_schema("env:NAME, file:PATH, or the secret itself (check warns)"),
+]
+TrustedNetwork = Annotated[
+    Network,
+    PlainValidator(values.network),
+    PlainSerializer(str),
+    _text_schema("a network such as 10.0.0.0/8, or one address"),
+]
+BackendUrl = Annotated[
+    str,
+    PlainValidator(values.backend_url),
+    _text_schema(f"http(s)://host[:port]/path; without a path {values.DEFAULT_PATH} is used", "^https?://"),
+]
+ExternalUrl = Annotated[
+    str, PlainValidator(values.external_url), _text_schema("http(s)://host[/prefix]", "^https?://")
+]
+RoutePath = Annotated[str, PlainValidator(values.route_path), _text_schema("path that clients ask for", "^/")]
+PemFile = Annotated[Path, PlainValidator(files.readable), _text_schema("a file in PEM format")]
+AuthorityFile = Annotated[
+    Path,
+    PlainValidator(files.readable),
+    AfterValidator(files.check_authority),
+    _text_schema("certificates in PEM"),
+]
+LogFile = Annotated[Path, PlainValidator(files.writable), _text_schema("a file in a directory that exists")]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Switch = Annotated[Literal["json", "off"], BeforeValidator(_off_word)]
+ProxyUrl = Annotated[
+    str,
+    PlainValidator(_proxy_url),
+    PlainSerializer(lambda _: MASK),
+    _text_schema("URL of an egress proxy, or env:NAME or file:PATH when it holds a password"),
+]
+SessionStore = Annotated[str, PlainValidator(values.session_store), WithJsonSchema({"const": "memory"})]

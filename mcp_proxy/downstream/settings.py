@@ -1,0 +1,122 @@
+"""What the connections of one process share: limits, deadlines, the Date of this second.
+
+Rules of this file: uvicorn builds a protocol object per connection from its own config only,
+so the shared part travels on the application object, as its attribute ``http11``.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from email.utils import formatdate
+from typing import Any, Final, Protocol
+
+from mcp_proxy.clock import Deadlines
+from mcp_proxy.wire import Handler
+
+KEEPALIVE_S: Final = 75.0
+"""Idle time between requests. Longer than nginx keeps its upstream connections (60 s), so
+that nginx closes first and never meets a connection that this side is closing."""
+
+BODY_TIMEOUT_FACTOR: Final = 3
+"""A body may take three times ``limits.head_timeout``: 4 MiB in 30 s is 140 KB/s."""
+
+LINGER_S: Final = 2.0
+"""How long a client may take to read an early answer, or the rest of a closed connection."""
+
+RESERVED_FDS: Final = 48
+"""Descriptors for listeners, logs, the event loop, the registry and the admin listener."""
+
+SHED_CONNECTIONS: Final = 16
+"""Connections above the limit that are still accepted, only to be told 503."""
+
+
+class Timed(Protocol):
+    """A connection, as its deadlines see it."""
+
+    def expire_head(self) -> None: ...
+    def expire_body(self) -> None: ...
+    def expire_keepalive(self) -> None: ...
+    def expire_linger(self) -> None: ...
+
+
+class DoorSettings:
+    """One per process. ``sweep`` is a job for the Ticker."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        head_limit: int,
+        fields_limit: int,
+        head_timeout_s: float | None,
+        connections_limit: int,
+    ) -> None:
+        self.handler = handler
+        self.head_limit = head_limit
+        self.fields_limit = fields_limit
+        self.connections_limit = connections_limit
+        self.connections = 0
+        body_timeout_s = None if head_timeout_s is None else head_timeout_s * BODY_TIMEOUT_FACTOR
+        self.head_due: Deadlines[Timed] = Deadlines(head_timeout_s, lambda timed: timed.expire_head())
+        self.body_due: Deadlines[Timed] = Deadlines(body_timeout_s, lambda timed: timed.expire_body())
+        self.keepalive_due: Deadlines[Timed] = Deadlines(KEEPALIVE_S, lambda timed: timed.expire_keepalive())
+        self.linger_due: Deadlines[Timed] = Deadlines(LINGER_S, lambda timed: timed.expire_linger())
+        self.date_line = b""
+        self._date_due_s = 0.0
+        self.sweep(0.0)
+
+    def sweep(self, at_s: float) -> None:
+        self.head_due.sweep(at_s)
+        self.body_due.sweep(at_s)
+        self.keepalive_due.sweep(at_s)
+        self.linger_due.sweep(at_s)
+        if at_s >= self._date_due_s:
+            self._date_due_s = at_s + 0.5
+            self.date_line = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
+
+    def admit_connection(self, timed: Timed) -> bool:
+        """Count a new connection; False: there is no room even to say 503."""
+        self.connections += 1
+        return self.connections <= self.connections_limit + SHED_CONNECTIONS
+
+    def is_overloaded(self, timed: Timed) -> bool:
+        return self.connections > self.connections_limit
+
+    def forget(self, timed: Timed) -> None:
+        self.connections -= 1
+        for due in (self.head_due, self.body_due, self.keepalive_due, self.linger_due):
+            due.disarm(timed)
+
+
+def raise_fd_limit() -> int:
+    """Raise the soft limit of open files to the hard one; returns what is in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):  # some containers report a hard limit that they refuse
+            return soft
+    return hard
+
+
+def current_fd_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connections_for(fd_limit: int) -> int:
+    """Client connections that ``fd_limit`` allows: each may need one to a backend as well."""
+    return max(8, (fd_limit - RESERVED_FDS - SHED_CONNECTIONS) // 2)
+
+
+def settings_of(config: Any) -> DoorSettings:
+    """The settings that belong to the application of a ``uvicorn.Config``."""
+    if not config.loaded:
+        config.load()
+    app = config.loaded_app
+    while app is not None:
+        settings = getattr(app, "http11", None)
+        if isinstance(settings, DoorSettings):
+            return settings
+        app = getattr(app, "app", None)  # uvicorn's own middleware, Starlette's
+    raise TypeError("Http11Protocol serves applications made by mcp_proxy.asgi.create_app only")

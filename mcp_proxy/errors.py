@@ -1,0 +1,66 @@
+"""Errors say whose fault it is, in which phase it happened and whether a retry is safe.
+
+Library exceptions are mapped to these in the one file that imports the library.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Fault(Enum):
+    """Who ended an exchange. The value is the first letter of the termination state."""
+
+    NONE = "-"
+    CLIENT = "C"
+    BACKEND = "S"
+    PROXY = "P"
+    TIMEOUT = "T"
+    DRAIN = "D"
+
+
+class Phase(Enum):
+    """Where an exchange ended. The value is the second letter of the termination state."""
+
+    NONE = "-"
+    ADMIT = "R"
+    """Reading and judging the request."""
+    ROUTE = "Q"
+    """Choosing a backend, looking up the session."""
+    CONNECT = "C"
+    HEAD = "H"
+    """Request sent, waiting for the response head."""
+    BODY = "D"
+    """Relaying the response body."""
+
+
+class UpstreamError(Exception):
+    """A backend did not answer as it should.
+
+    phase: CONNECT, HEAD or BODY.
+    kind: ``refused`` ``timeout`` ``lost`` ``invalid`` ``exhausted`` (closed list;
+        ``exhausted`` is this process out of file descriptors, not the backend's fault).
+    sent: whether bytes of the request may have reached the backend. False makes it
+        safe to go elsewhere with any method.
+    stale: a reused idle connection ended before any byte of the response.
+    """
+
+    __slots__ = ("detail", "kind", "phase", "sent", "stale")
+
+    def __init__(
+        self, phase: Phase, kind: str, detail: str, *, sent: bool, stale: bool = False
+    ) -> None:
+        super().__init__(f"{phase.name.lower()}: {detail}")
+        self.phase = phase
+        self.kind = kind
+        self.detail = detail
+        self.sent = sent
+        self.stale = stale
+
+
+class StoreError(Exception):
+    """The session registry could not be asked. Never the same as "unknown session"."""
+
+
+class StartupError(Exception):
+    """The proxy cannot start (port taken, unreadable certificate). Exit code 3."""

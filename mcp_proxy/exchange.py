@@ -1,0 +1,328 @@
+"""The state machine of one exchange: one request, its attempts, one answer, one record.
+
+Rules of this file: every state change goes through ``_move``, which knows the legal ones; an
+illegal one raises. Sync moves bytes: head, chunks and end pass straight from the transport
+to the door, with no task, queue or timer per chunk. After the head has been sent there is no
+repair: a broken body is aborted so that the client can see it. Whatever happens, ``_finish``
+runs exactly once and writes the one record.
+
+What to do about a head or a failure is decided by the gateway (``Director``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Final, Protocol
+
+from mcp_proxy import clock
+from mcp_proxy.admission import Admitted
+from mcp_proxy.backends import Backend
+from mcp_proxy.envelope import Envelope
+from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.replies import render
+from mcp_proxy.routing import Plan
+from mcp_proxy.sessions import SessionKey
+from mcp_proxy.upstream import Call
+from mcp_proxy.wire import Headers, Rejection, Reply
+
+
+class State(Enum):
+    ROUTING = "routing"
+    """No backend has been asked, or the last one could not be reached."""
+    WAITING = "waiting"
+    """Handed to a transport; no response head yet."""
+    STORING = "storing"
+    """Head arrived; it leaves when the registry has acknowledged the session."""
+    HOLDING = "holding"
+    """Head and body are held until whole, up to ``limits.json_hold``: SDK clients do not
+    survive a truncated JSON answer."""
+    RELAYING = "relaying"
+    """Head sent; chunks pass as they come."""
+    DONE = "done"
+
+
+_MOVES: Final[dict[State, frozenset[State]]] = {
+    State.ROUTING: frozenset((State.WAITING, State.DONE)),
+    State.WAITING: frozenset((State.ROUTING, State.STORING, State.HOLDING, State.RELAYING, State.DONE)),
+    State.STORING: frozenset((State.HOLDING, State.RELAYING, State.DONE)),
+    State.HOLDING: frozenset((State.RELAYING, State.DONE)),
+    State.RELAYING: frozenset((State.DONE,)),
+    State.DONE: frozenset(),
+}
+
+_PHASES: Final = {
+    State.ROUTING: Phase.ROUTE,
+    State.WAITING: Phase.HEAD,
+    State.STORING: Phase.HEAD,
+    State.HOLDING: Phase.BODY,
+    State.RELAYING: Phase.BODY,
+    State.DONE: Phase.NONE,
+}
+
+
+class IllegalMove(RuntimeError):
+    """A bug: the exchange was told to do something its state does not allow."""
+
+
+class Director(Protocol):
+    """The gateway, as its exchanges see it."""
+
+    json_hold: int
+
+    def on_head(self, exchange: Exchange, status: int, headers: Headers, length: int | None) -> None:
+        """Decide about a response head: relay it, store its session first, or go elsewhere."""
+
+    def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
+        """Decide about a failure before any head was relayed: go elsewhere or refuse."""
+
+    def on_stream(self, exchange: Exchange) -> None:
+        """The head of an event stream is being sent."""
+
+    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+        """The exchange has ended; count and record it. Called exactly once."""
+
+
+class Exchange:
+    """Implements Conversation for its door and Receiver for its transport."""
+
+    __slots__ = (
+        "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused", "_reply",
+        "admission", "attempts", "backend", "body", "bytes_in", "bytes_out", "counts_as_stream", "envelope",
+        "finished_s", "head_s",
+        "headers", "holds_session", "is_stream", "key", "pending", "pin_retries", "plan", "reason", "sent_s",
+        "state", "status", "streams_from", "tried",
+    )  # fmt: skip
+
+    def __init__(self, director: Director, admission: Admitted, body: bytes, reply: Reply) -> None:
+        self._director = director
+        self._reply = reply
+        self.state = State.ROUTING
+        # request
+        self.admission = admission
+        self.body = body
+        self.bytes_in = len(body)
+        self.envelope: Envelope | None = None
+        self.plan: Plan | None = None
+        self.key: SessionKey | None = None
+        self.counts_as_stream = False
+        """Holds one of ``limits.streams``."""
+        self.holds_session = False
+        """The registry was told that a stream is open on the session."""
+        # attempts
+        self._call: Call | None = None
+        self._paused = False
+        self._occupies = False
+        self.pending: asyncio.Task[None] | asyncio.TimerHandle | None = None
+        """What the exchange waits for while it is ROUTING or STORING; cancelled at the end."""
+        self.backend: Backend | None = None
+        self.tried: tuple[str, ...] = ()
+        self.attempts = 0
+        self.pin_retries = 0
+        # response
+        self.status = 0
+        self.headers: Headers = []
+        self._length: int | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._ended = False
+        self.is_stream = False
+        """The answer is ``text/event-stream``."""
+        self.streams_from: Backend | None = None
+        """Set while the stream is open and counted."""
+        self.reason = ""
+        self.bytes_out = 0
+        # times, by clock.now()
+        self.sent_s = 0.0
+        self.head_s = 0.0
+        self.finished_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.state.value} {self.admission.request.method.decode()} status={self.status}>"
+
+    def _move(self, state: State) -> None:
+        if state not in _MOVES[self.state]:
+            raise IllegalMove(f"{self.state.value} -> {state.value}")
+        self.state = state
+
+    # --- the gateway's side ----------------------------------------------------------
+
+    def sending(self, backend: Backend) -> None:
+        """An attempt at ``backend`` begins."""
+        self._move(State.WAITING)
+        self.backend = backend
+        self.tried = (*self.tried, backend.id)
+        self.attempts += 1
+        self.sent_s = clock.now()
+        backend.inflight += 1
+        self._occupies = True
+
+    def sent(self, call: Call) -> None:
+        """The transport took the request."""
+        self._call = call
+        if self._paused:
+            call.pause()
+
+    def cancel_attempt(self) -> None:
+        """Stop asking the backend; the caller decides what follows."""
+        self._drop_call()
+
+    def retreat(self) -> None:
+        """The attempt came to nothing; another may follow."""
+        self._drop_call()
+        self._move(State.ROUTING)
+        self._leave_backend()
+
+    def relay(self, status: int, headers: Headers, length: int | None) -> None:
+        """Pass a head on, now or when the body is whole."""
+        self.status = status
+        self.headers = headers
+        self._length = length
+        if self.is_stream or (length is not None and length > self._director.json_hold):
+            self._start()
+        else:
+            self._move(State.HOLDING)
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            self.on_body(b"".join(held))
+        if self._ended:
+            self.on_end()
+
+    def store(self, status: int, headers: Headers, length: int | None) -> None:
+        """Keep a head until ``stored`` is called."""
+        self._move(State.STORING)
+        self.status, self.headers, self._length = status, headers, length
+        if self._call is not None:
+            self._call.pause()
+
+    def stored(self) -> None:
+        """The registry has acknowledged: the kept head may leave."""
+        if not self._paused and not self._ended and self._call is not None:
+            self._call.resume()
+        self.relay(self.status, self.headers, self._length)
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """End with an answer of the proxy's own that is not an error."""
+        self.status = status
+        self._reply.answer(status, headers, body)
+        self._finish(Fault.NONE, Phase.NONE)
+
+    def refuse(self, rejection: Rejection, fault: Fault = Fault.PROXY, phase: Phase | None = None) -> None:
+        """End with an error of the proxy's own. No head may have been sent."""
+        self._drop_call()
+        self.reason = rejection.reason
+        status, headers, body = render(rejection)
+        self.status = status
+        self.bytes_out = len(body)
+        self._reply.answer(status, headers, body)
+        self._finish(fault, phase or _PHASES[self.state])
+
+    # --- Conversation: called by the door --------------------------------------------
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._call is not None and self.state is not State.STORING:
+            self._call.resume()
+
+    def disconnect(self) -> None:
+        if self.state is not State.DONE:
+            self._drop_call()
+            self._finish(Fault.CLIENT, _PHASES[self.state])
+
+    def drain(self) -> None:
+        if self.state is State.RELAYING and self.plan is not None and self.plan.listens:
+            self._drop_call()
+            self._reply.end()
+            self._finish(Fault.DRAIN, Phase.BODY)
+
+    def expire(self) -> None:
+        """The drain time is over: end whatever is left."""
+        if self.state is State.RELAYING:
+            self._drop_call()
+            self._reply.abort()
+            self._finish(Fault.DRAIN, Phase.BODY)
+        elif self.state is not State.DONE:
+            self.refuse(Rejection("draining", id=self.id), Fault.DRAIN)
+
+    # --- Receiver: called by the transport -------------------------------------------
+
+    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
+        self.head_s = clock.now()
+        self._director.on_head(self, status, headers, length)
+
+    def on_body(self, chunk: bytes) -> None:
+        if self.state is State.RELAYING:
+            self.bytes_out += len(chunk)
+            self._reply.write(chunk)
+            return
+        self._held.append(chunk)
+        self._held_bytes += len(chunk)
+        if self.state is State.HOLDING and self._held_bytes > self._director.json_hold:
+            held, self._held, self._held_bytes = self._held, [], 0
+            self._start()
+            self.on_body(b"".join(held))
+
+    def on_end(self) -> None:
+        self._call = None
+        if self.state is State.HOLDING:
+            body = b"".join(self._held)
+            self.bytes_out = len(body)
+            self._reply.answer(self.status, self.headers, body)
+        elif self.state is State.RELAYING:
+            self._reply.end()
+        else:
+            self._ended = True
+            return
+        self._finish(Fault.NONE, Phase.NONE)
+
+    def on_error(self, error: UpstreamError) -> None:
+        self._call = None
+        if self.state is not State.RELAYING:
+            self._director.on_error(self, error)
+            return
+        if self.plan is not None and self.plan.listens:
+            # The one broken body that ends cleanly: clients count an aborted stream as a
+            # failure of the server and stop listening for good after two (SDK behaviour).
+            self._reply.end()
+        else:
+            self._reply.abort()
+        self._finish(Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND, Phase.BODY)
+
+    # --- internals -------------------------------------------------------------------
+
+    @property
+    def id(self) -> bytes:
+        """The JSON-RPC id to echo, raw."""
+        return self.envelope.id if self.envelope is not None else b"null"
+
+    def _start(self) -> None:
+        self._move(State.RELAYING)
+        if self.is_stream:
+            self._director.on_stream(self)
+        self._reply.start(self.status, self.headers, self._length)
+        self.body = b""
+        self.headers = []
+
+    def _drop_call(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _leave_backend(self) -> None:
+        if self._occupies and self.backend is not None:
+            self._occupies = False
+            self.backend.inflight -= 1
+
+    def _finish(self, fault: Fault, phase: Phase) -> None:
+        self.finished_s = clock.now()
+        self._move(State.DONE)
+        self._leave_backend()
+        if self.pending is not None:
+            self.pending.cancel()
+            self.pending = None
+        self._director.on_finish(self, fault, phase)

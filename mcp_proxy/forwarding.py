@@ -1,0 +1,97 @@
+"""What the proxy says about itself and its client to backends: Via, X-Forwarded-*, credentials.
+
+Rules of this file: pure. Claims of a peer that is not a trusted proxy are dropped, never
+passed on; the client's address is found by walking X-Forwarded-For from the right over
+trusted addresses (the left end is whatever the client typed).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from mcp_proxy.headers import RequestHead
+from mcp_proxy.wire import Headers, Request
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+WALK_LIMIT: Final = 16
+"""X-Forwarded-For entries looked at, from the right."""
+
+
+class Forwarder:
+    """Builds the headers that this instance adds towards backends."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = tuple(trusted)
+        self.pseudonym = f"mcp-proxy-{secrets.token_hex(4)}".encode()
+        """Of this instance in Via (RFC 9110 section 7.6.3)."""
+        self._via = (b"via", b"1.1 " + self.pseudonym)
+        self._own = lru_cache(maxsize=4096)(self._build_own)
+        self._is_trusted = lru_cache(maxsize=4096)(self._judge)
+
+    def is_loop(self, head: RequestHead) -> bool:
+        """The request has been through this very instance."""
+        return self.pseudonym in head.via
+
+    def client(self, request: Request, head: RequestHead) -> str:
+        """Address of the client, as far as trusted proxies vouch for it."""
+        client = request.peer
+        if not head.forwarded_for or not self._is_trusted(client):
+            return client
+        for entry in reversed(head.forwarded_for.decode("latin-1").split(",")[-WALK_LIMIT:]):
+            candidate = entry.strip()
+            if not _is_address(candidate):
+                break
+            client = candidate
+            if not self._is_trusted(candidate):
+                break
+        return client
+
+    def headers(self, request: Request, head: RequestHead, authorization: bytes | None) -> Headers:
+        """The end-to-end headers for the backend. ``authorization``: the pool's own
+        credentials, sent instead of the client's."""
+        forward = head.forward
+        if authorization is not None:
+            forward = [pair for pair in forward if pair[0] != b"authorization"]
+            forward.append((b"authorization", authorization))
+        if (head.forwarded_for or head.forwarded_proto or head.via) and self._is_trusted(request.peer):
+            return forward + self._extend(request, head)
+        return forward + self._own(request.peer, request.scheme, head.host or b"")
+
+    def _build_own(self, peer: str, scheme: str, host: bytes) -> Headers:
+        headers = [self._via, (b"x-forwarded-proto", scheme.encode()), (b"x-forwarded-host", host)]
+        if peer:
+            headers.append((b"x-forwarded-for", peer.encode()))
+        return headers
+
+    def _extend(self, request: Request, head: RequestHead) -> Headers:
+        """A trusted proxy's claims are kept and ours appended."""
+        peer = request.peer.encode()
+        via = b"%b, %b" % (head.via, self._via[1]) if head.via else self._via[1]
+        chain = b"%b, %b" % (head.forwarded_for, peer) if head.forwarded_for else peer
+        proto = head.forwarded_proto or request.scheme.encode()
+        return [
+            (b"via", via),
+            (b"x-forwarded-proto", proto),
+            (b"x-forwarded-host", head.host or b""),
+            (b"x-forwarded-for", chain),
+        ]
+
+    def _judge(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,440 @@
+"""The story of one request: admit, envelope, policy, route, send, relay, record.
+
+Rules of this file: one call per phase; deciding is synchronous and returns. Only a registry
+that needs I/O hands back an awaitable, which runs in a task owned here. Nothing is retried
+that may have run: a request goes elsewhere only if its connect failed, or if it has no effect
+and no response head came. A registry that cannot be asked is never "unknown session".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import Final
+
+from mcp_proxy.admission import Admitted, Porter, preflight
+from mcp_proxy.backends import Backend
+from mcp_proxy.clock import Deadlines, now
+from mcp_proxy.envelope import EnvelopeError, parse
+from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
+from mcp_proxy.exchange import Exchange, State
+from mcp_proxy.forwarding import Forwarder
+from mcp_proxy.headers import is_session_id, rewrite_location
+from mcp_proxy.policy.origin import cors_headers
+from mcp_proxy.pools import Pool
+from mcp_proxy.recorder import CLOSE_REASONS, Recorder
+from mcp_proxy.replies import render
+from mcp_proxy.routing import ALLOW_POST, Aim, Plan, plan_delete, plan_get, plan_post
+from mcp_proxy.sessions import SessionKey, SessionRecord, SessionStore
+from mcp_proxy.tasks import Tasks
+from mcp_proxy.telemetry import Meters
+from mcp_proxy.upstream import Outgoing
+from mcp_proxy.wire import Admission, Headers, Rejection, Reply, Request
+
+logger = logging.getLogger("mcp_proxy")
+
+PIN_RETRY_S: Final = (0.1, 0.4)
+"""Pauses before the owner of a session is dialled again: a restarting backend or a full
+accept queue is over by then, and the client is spared a 503."""
+
+REPEAT_LIMIT: Final = 2
+"""Backends that may see the same repeatable request; a poisonous one must not visit all."""
+
+DISCOVER_HEAD_S: Final = 3.0
+"""``server/discover`` moves on to the next backend after so long: clients give up after
+10 s and then stay in the session era for good."""
+
+
+class Gateway:
+    """Implements Handler for the doors and Director for its exchanges."""
+
+    def __init__(
+        self,
+        *,
+        porter: Porter,
+        forwarder: Forwarder,
+        pools: Mapping[str, Pool],
+        store: SessionStore,
+        tasks: Tasks,
+        recorder: Recorder,
+        meters: Meters,
+        body_limit: int,
+        json_hold: int,
+        streams_limit: int,
+    ) -> None:
+        self.body_limit = body_limit
+        self.json_hold = json_hold
+        self.streams_limit = streams_limit
+        self.live: set[Exchange] = set()
+        """Exchanges in progress."""
+        self.streams = 0
+        """Streams open or being opened, all pools."""
+        self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
+        self.pools = pools
+        self.store = store
+        self._porter = porter
+        self._forwarder = forwarder
+        self._tasks = tasks
+        self._recorder = recorder
+        self._meters = meters
+
+    # --- Handler: called by the doors ------------------------------------------------
+
+    def admit(self, request: Request) -> Admitted | Rejection:
+        return self._porter.admit(request)
+
+    def handle(self, admission: Admission, body: bytes, reply: Reply) -> Exchange:
+        assert type(admission) is Admitted
+        exchange = Exchange(self, admission, body, reply)
+        self.live.add(exchange)
+        if admission.request.method == b"OPTIONS":
+            exchange.answer(*preflight(admission.request, admission.head), b"")
+            return exchange
+        try:
+            plan = self._plan(exchange, body)
+            if type(plan) is Plan:
+                exchange.plan = plan
+                self._route(exchange, plan)
+            else:
+                assert type(plan) is Rejection
+                exchange.refuse(plan, Fault.CLIENT, Phase.ADMIT)
+        except Exception:
+            self._crashed(exchange)
+        return exchange
+
+    def refuse(self, request: Request | None, rejection: Rejection, reply: Reply) -> None:
+        status, headers, body = render(rejection)
+        reply.answer(status, headers, body)
+        self._recorder.refused(request, rejection, status, len(body))
+
+    # --- envelope and route ----------------------------------------------------------
+
+    def _plan(self, exchange: Exchange, body: bytes) -> Plan | Rejection:
+        admission = exchange.admission
+        method = admission.request.method
+        if method == b"POST":
+            try:
+                envelope = parse(body)
+            except EnvelopeError as error:
+                reason = "parse_error" if error.code == -32700 else "invalid_request"
+                return Rejection(reason, error.detail, error.id)
+            exchange.envelope = envelope
+            return plan_post(admission.head, envelope)
+        return plan_get(admission.head) if method == b"GET" else plan_delete(admission.head)
+
+    def _route(self, exchange: Exchange, plan: Plan) -> None:
+        if plan.listens:
+            if self.streams >= self.streams_limit:
+                exchange.refuse(Rejection("overloaded", "too many open streams", exchange.id))
+                return
+            self.streams += 1
+            exchange.counts_as_stream = True
+        if plan.aim is not Aim.SESSION:
+            self._send_anywhere(exchange)
+            return
+        session_id = exchange.admission.head.session_id
+        assert session_id is not None
+        exchange.key = SessionKey(exchange.admission.pool, session_id)
+        try:
+            found = self.store.get(exchange.key)
+        except StoreError as error:
+            self._store_failed(exchange, "get", error)
+            return
+        if found is None or type(found) is SessionRecord:
+            self._route_session(exchange, found)
+        else:
+            assert isinstance(found, Awaitable)
+            exchange.pending = self._tasks.spawn(self._route_cold(exchange, found))
+
+    async def _route_cold(self, exchange: Exchange, lookup: Awaitable[SessionRecord | None]) -> None:
+        try:
+            found = await lookup
+        except StoreError as error:
+            self._store_failed(exchange, "get", error)
+        else:
+            exchange.pending = None
+            self._route_session(exchange, found)
+
+    def _route_session(self, exchange: Exchange, record: SessionRecord | None) -> None:
+        """Send to the owner of the session; the answer to "no owner" is in one place."""
+        assert exchange.key is not None and exchange.plan is not None
+        pool = self.pools[exchange.key.pool]
+        self._meters.lookup(self.store.name, "miss" if record is None else "hit")
+        if record is None:
+            if pool.is_stateless and exchange.envelope is not None:
+                self._send_anywhere(exchange)
+            elif pool.is_stateless:
+                exchange.refuse(Rejection("method_not_allowed", "the backends keep no sessions", extra=ALLOW_POST))
+            else:
+                exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
+            return
+        backend = pool.find(record.backend)
+        if backend is None:
+            self._session_lost(exchange, exchange.key)
+        else:
+            self._send(exchange, pool, backend)
+
+    def _session_lost(self, exchange: Exchange, key: SessionKey) -> None:
+        """The owner is gone for good: 404 makes the client start again; a DELETE is done."""
+        self.store.delete(key)
+        if exchange.plan is not None and exchange.plan.ends_session:
+            exchange.answer(204, [], b"")
+        else:
+            exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.BACKEND)
+
+    # --- send ------------------------------------------------------------------------
+
+    def _send_anywhere(self, exchange: Exchange) -> None:
+        pool = self.pools[exchange.admission.pool]
+        backend = pool.next(exchange.tried)
+        if backend is None:
+            exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
+        else:
+            self._send(exchange, pool, backend)
+
+    def _send(self, exchange: Exchange, pool: Pool, backend: Backend, *, fresh: bool = False) -> None:
+        admission = exchange.admission
+        plan = exchange.plan
+        assert plan is not None
+        headers = self._forwarder.headers(admission.request, admission.head, pool.authorization)
+        if plan.aim is Aim.ANY and admission.head.session_id is not None:
+            # It named no session known here, so no backend may take it for one.
+            headers = [pair for pair in headers if pair[0] != b"mcp-session-id"]
+        outgoing = Outgoing(
+            admission.request.method, backend.path + admission.query, headers, exchange.body, plan.listens
+        )
+        exchange.sending(backend)
+        if plan.discover and pool.next(exchange.tried) is not None:
+            self.discover_due.arm(exchange)
+        exchange.sent(pool.transport(backend).send(outgoing, exchange, fresh=fresh))
+
+    # --- Director: relay -------------------------------------------------------------
+
+    def on_head(self, exchange: Exchange, status: int, headers: Headers, length: int | None) -> None:
+        plan, backend = exchange.plan, exchange.backend
+        assert plan is not None and backend is not None
+        pool = self.pools[exchange.admission.pool]
+        if backend.unreachable_since_s is not None:
+            backend.reached()
+        if plan.discover:
+            self.discover_due.disarm(exchange)
+        if self._tries_elsewhere(exchange, plan, pool, status):
+            exchange.retreat()
+            self._send_anywhere(exchange)
+            return
+        session_id = self._read_head(exchange, headers)
+        if 300 <= status < 400 and not rewrite_location(headers, backend.id, exchange.admission.route):
+            exchange.refuse(Rejection("upstream_invalid", "the backend redirects to another origin", exchange.id))
+            return
+        if plan.aim is Aim.NEW_SESSION and 200 <= status < 300:
+            pool.is_stateless = session_id is None
+            if session_id is not None:
+                self._learn(exchange, session_id, status, headers, length)
+                return
+        elif plan.aim is Aim.SESSION:
+            self._mind_session(exchange, plan, pool, status)
+        if session_id is not None and session_id != exchange.admission.head.session_id:
+            # Servers put throw-away ids on errors, and some clients adopt whatever they see.
+            headers = [pair for pair in headers if pair[0] != b"mcp-session-id"]
+        exchange.relay(status, headers, length)
+
+    def _tries_elsewhere(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> bool:
+        """A head that another backend can better: any 5xx to ``server/discover``, and the
+        503 with which a full server refuses a new session (nothing was created)."""
+        if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
+            return False
+        return pool.next(exchange.tried) is not None
+
+    def _read_head(self, exchange: Exchange, headers: Headers) -> bytes | None:
+        """Note what the head says about the body; returns the session id it carries."""
+        session_id = None
+        is_unbuffered = False
+        for name, value in headers:
+            if name == b"content-type":
+                exchange.is_stream = value[:17].lower() == b"text/event-stream"
+            elif name == b"mcp-session-id":
+                session_id = value
+            elif name == b"x-accel-buffering":
+                is_unbuffered = True
+        if exchange.is_stream and not is_unbuffered:
+            headers.append((b"x-accel-buffering", b"no"))  # a proxy in front must not hold events back
+        origin = exchange.admission.head.origin
+        if origin is not None:
+            headers += cors_headers(origin)
+        return session_id
+
+    def _mind_session(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> None:
+        """Forget a session that its owner ended or does not know any more; hold it while a
+        stream is open on it."""
+        assert exchange.key is not None
+        if status == 404 or (plan.ends_session and 200 <= status < 300):
+            self.store.delete(exchange.key)
+        elif plan.listens and 200 <= status < 300:
+            self.store.hold(exchange.key)
+            exchange.holds_session = True
+
+    def _learn(
+        self, exchange: Exchange, session_id: bytes, status: int, headers: Headers, length: int | None
+    ) -> None:
+        """Write the session down before the head of the ``initialize`` answer leaves."""
+        if not is_session_id(session_id):
+            exchange.refuse(Rejection("upstream_invalid", "the backend issued an illegal session id", exchange.id))
+            return
+        assert exchange.backend is not None
+        exchange.key = SessionKey(exchange.admission.pool, session_id)
+        exchange.store(status, headers, length)
+        try:
+            created = self.store.create(exchange.key, SessionRecord(exchange.backend.id))
+        except StoreError as error:
+            self._store_failed(exchange, "create", error)
+            return
+        if isinstance(created, bool):
+            self._learnt(exchange, created)
+        else:
+            exchange.pending = self._tasks.spawn(self._learn_cold(exchange, created))
+
+    async def _learn_cold(self, exchange: Exchange, creation: Awaitable[bool]) -> None:
+        try:
+            created = await creation
+        except StoreError as error:
+            self._store_failed(exchange, "create", error)
+        else:
+            exchange.pending = None
+            self._learnt(exchange, created)
+
+    def _learnt(self, exchange: Exchange, created: bool) -> None:
+        if created:
+            assert exchange.backend is not None
+            exchange.backend.sessions += 1
+            exchange.stored()
+        else:
+            logger.error("backend %s issued a session id that exists already", exchange.backend)
+            exchange.refuse(Rejection("session_conflict", id=exchange.id), Fault.BACKEND)
+
+    def forget(self, key: SessionKey, record: SessionRecord) -> None:
+        """A session record went; for the registry's ``on_forget``."""
+        backend = self.pools[key.pool].find(record.backend)
+        if backend is not None:
+            backend.sessions -= 1
+
+    # --- Director: failures ----------------------------------------------------------
+
+    def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
+        plan, backend = exchange.plan, exchange.backend
+        assert plan is not None and backend is not None
+        pool = self.pools[exchange.admission.pool]
+        self.discover_due.disarm(exchange)
+        self._meters.upstream_failure(pool.name, error.phase.name.lower())
+        if error.phase is Phase.CONNECT and error.kind != "exhausted":
+            backend.refused(now())
+        if exchange.state is not State.WAITING:
+            self._give_up(exchange, error)
+        elif error.stale and (plan.repeatable or exchange.admission.request.method == b"GET"):
+            exchange.retreat()
+            self._send(exchange, pool, backend, fresh=True)
+        elif plan.aim is Aim.SESSION:
+            self._retry_owner(exchange, pool, backend, error)
+        elif self._may_go_elsewhere(exchange, plan, error) and pool.next(exchange.tried) is not None:
+            exchange.retreat()
+            self._send_anywhere(exchange)
+        else:
+            self._give_up(exchange, error)
+
+    def _may_go_elsewhere(self, exchange: Exchange, plan: Plan, error: UpstreamError) -> bool:
+        if error.kind == "exhausted":
+            return False
+        return not error.sent or plan.discover or (plan.repeatable and exchange.attempts < REPEAT_LIMIT)
+
+    def _retry_owner(self, exchange: Exchange, pool: Pool, backend: Backend, error: UpstreamError) -> None:
+        """A session's request never goes to another backend; its owner gets a moment."""
+        assert exchange.key is not None
+        if error.sent or error.kind == "exhausted":
+            self._give_up(exchange, error)
+        elif pool.is_lost(backend):
+            self._session_lost(exchange, exchange.key)
+        elif exchange.pin_retries < len(PIN_RETRY_S):
+            pause_s = PIN_RETRY_S[exchange.pin_retries]
+            exchange.pin_retries += 1
+            exchange.retreat()
+            exchange.pending = asyncio.get_running_loop().call_later(
+                pause_s, self._send, exchange, pool, backend
+            )
+        else:
+            self._give_up(exchange, error)
+
+    def _give_up(self, exchange: Exchange, error: UpstreamError) -> None:
+        if error.kind == "exhausted":
+            rejection = Rejection("overloaded", "out of file descriptors", exchange.id)
+        elif error.phase is Phase.CONNECT:
+            rejection = Rejection("backend_unavailable", error.detail, exchange.id)
+        else:
+            rejection = Rejection(_UPSTREAM_REASONS[error.kind], error.detail, exchange.id)
+        fault = Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND
+        exchange.refuse(rejection, fault, error.phase)
+
+    def _expire_discover(self, exchange: Exchange) -> None:
+        """The backend is slow with ``server/discover`` and there is another."""
+        if exchange.state is State.WAITING:
+            exchange.cancel_attempt()
+            self.on_error(exchange, UpstreamError(Phase.HEAD, "timeout", "slow", sent=True))
+
+    def _store_failed(self, exchange: Exchange, operation: str, error: StoreError) -> None:
+        """Cannot tell is 503, never 404: a 404 would make the client drop its session."""
+        logger.warning("session registry: %s failed: %s", operation, error)
+        self._meters.store_error(operation)
+        if operation == "get":
+            self._meters.lookup(self.store.name, "error")
+        exchange.pending = None
+        exchange.refuse(Rejection("store_unavailable", id=exchange.id))
+
+    def _crashed(self, exchange: Exchange) -> None:
+        """A bug of ours ends one exchange, not the connection loop."""
+        logger.exception("internal error")
+        if exchange.state in (State.ROUTING, State.WAITING, State.STORING, State.HOLDING):
+            exchange.refuse(Rejection("internal_error", id=exchange.id))
+
+    # --- record ----------------------------------------------------------------------
+
+    def on_stream(self, exchange: Exchange) -> None:
+        assert exchange.backend is not None
+        pool = self.pools[exchange.admission.pool]
+        pool.streams += 1
+        exchange.backend.streams += 1
+        exchange.streams_from = exchange.backend
+        self._meters.stream_opened(pool.name)
+
+    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+        self.live.discard(exchange)
+        if exchange.streams_from is not None:
+            pool = self.pools[exchange.admission.pool]
+            pool.streams -= 1
+            exchange.streams_from.streams -= 1
+            self._meters.stream_closed(pool.name, CLOSE_REASONS[fault])
+        if exchange.counts_as_stream:
+            self.streams -= 1
+        if exchange.holds_session:
+            assert exchange.key is not None
+            self.store.release(exchange.key)
+        self._recorder.finished(exchange, fault, phase)
+
+    def sweep(self, at_s: float) -> None:
+        """Fire due deadlines; a job for the Ticker."""
+        self.discover_due.sweep(at_s)
+
+    async def aclose(self) -> None:
+        """End every exchange, then every connection. Idempotent."""
+        for exchange in list(self.live):
+            exchange.expire()
+        await self._tasks.aclose()
+        for pool in self.pools.values():
+            await pool.aclose()
+        await self.store.aclose()
+
+
+_UPSTREAM_REASONS: Final = {
+    "lost": "upstream_lost",
+    "invalid": "upstream_invalid",
+    "timeout": "upstream_timeout",
+    "refused": "upstream_lost",
+}

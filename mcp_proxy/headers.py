@@ -1,0 +1,263 @@
+"""Every header rule, in one place, for both directions.
+
+Rules of this file: bytes in, values out, no I/O. Framing headers never pass (RFC 9112
+section 6: framing is rebuilt, never copied), hop-by-hop headers never pass (RFC 9110
+section 7.6.1), everything else that is end-to-end passes with value, order and duplicates
+untouched. A header that decides something must not occur twice.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from mcp_proxy.wire import Header, Headers
+
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization",
+        b"te", b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings",
+    )
+)  # fmt: skip
+"""RFC 9110 section 7.6.1, RFC 7540 section 3.2.1 and the field's de facto additions."""
+
+VALUE_LIMIT: Final = 8 * 1024
+"""One header value. Tokens and trace baggage stay far below; nginx's own line limit."""
+
+_KNOWN_NAMES_LIMIT: Final = 1024
+"""Cache of name classifications; client-chosen names must not grow it for ever."""
+
+# What to do with a request header: a slot number (the header decides something and is kept
+# in RequestHead), or one of these.
+_FORWARD, _DROP, _CONNECTION, _MCP, _REPEATABLE = -1, -2, -3, -4, -5
+
+_SLOTS: Final = (
+    b"host", b"origin", b"authorization", b"content-type", b"content-encoding",
+    b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id", b"last-event-id",
+)  # fmt: skip
+
+_COLLECTED: Final = {b"via": 0, b"x-forwarded-for": 1, b"x-forwarded-proto": 2}
+"""Lists (RFC 9110 section 5.3) that the proxy rewrites; all lines are joined."""
+
+_RULES: Final[dict[bytes, int]] = {
+    **dict.fromkeys(HOP_BY_HOP, _DROP),
+    **dict.fromkeys(
+        (
+            b"content-length", b"expect",  # framing: rebuilt
+            b"forwarded", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix",
+            b"x-forwarded-server", b"x-client-cert", b"x-original-url", b"x-rewrite-url",  # claims: only ours
+            b"cookie",  # belongs to the site in front, never to a backend
+        ),
+        _DROP,
+    ),
+    **dict.fromkeys(_COLLECTED, _REPEATABLE),
+    **{name: slot for slot, name in enumerate(_SLOTS)},
+    b"connection": _CONNECTION,
+}  # fmt: skip
+
+_PROTECTED: Final = frozenset(_SLOTS) | frozenset(_COLLECTED) | {b"content-length", b"accept", b"expect"}
+"""A ``Connection`` header must not be able to nominate these away (golang/go#50580)."""
+
+_RESPONSE_DROP: Final = HOP_BY_HOP | {b"content-length", b"server", b"set-cookie", b"alt-svc"}
+"""Beside hop-by-hop: framing, and what speaks for the backend's own origin."""
+
+
+class HeaderError(Exception):
+    """A head that must not be forwarded. ``detail`` is one sentence without client bytes."""
+
+    def __init__(self, detail: str, reason: str = "bad_request") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.reason = reason
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """What the gateway decides by. Fields are values as received, None when absent."""
+
+    forward: Headers
+    """End-to-end headers in order, without Host, Origin and everything the proxy sets itself."""
+    host: bytes | None
+    origin: bytes | None
+    authorization: bytes | None
+    content_type: bytes | None
+    content_encoding: bytes | None
+    version: bytes | None
+    """``MCP-Protocol-Version``."""
+    method: bytes | None
+    """``Mcp-Method``."""
+    name: bytes | None
+    """``Mcp-Name``, still encoded."""
+    session_id: bytes | None
+    last_event_id: bytes | None
+    via: bytes
+    """All Via lines joined, ``b""`` if none. Likewise the next two."""
+    forwarded_for: bytes
+    forwarded_proto: bytes
+
+
+def read_request(headers: Headers) -> RequestHead:
+    """Sort the headers of a request in one pass. Raises HeaderError."""
+    slots: list[bytes | None] = [None] * len(_SLOTS)
+    forward: Headers = []
+    collected: list[Header] | None = None
+    nominated: set[bytes] | None = None
+    rules = _RULES
+    for pair in headers:
+        name, value = pair
+        rule = rules.get(name)
+        if rule is None:
+            rule = _classify(name)
+        if rule == _FORWARD:
+            forward.append(pair)
+        elif rule >= 0:
+            if slots[rule] is not None:
+                raise HeaderError(f"the header {name.decode()} occurs more than once")
+            slots[rule] = value
+            if rule > 1:  # not Host, not Origin
+                forward.append(pair)
+        elif rule == _CONNECTION:
+            if value.lower() not in _PLAIN_CONNECTION:
+                nominated = _nominated(value) if nominated is None else nominated | _nominated(value)
+        elif rule == _MCP:
+            if not value.isascii():
+                raise HeaderError("an Mcp-* header holds bytes outside ASCII")
+            forward.append(pair)
+        elif rule == _REPEATABLE:
+            collected = [pair] if collected is None else [*collected, pair]
+    if nominated:
+        forward = [pair for pair in forward if pair[0] not in nominated]
+    if collected is None:
+        return RequestHead(forward, *slots, b"", b"", b"")
+    return RequestHead(forward, *slots, *_join(collected))
+
+
+_PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close", b""))
+
+
+def _nominated(value: bytes) -> set[bytes]:
+    """Names that a Connection header declares hop-by-hop (RFC 9110 section 7.6.1)."""
+    names = {token.strip().lower() for token in value.split(b",")}
+    if not names.isdisjoint(_PROTECTED):
+        raise HeaderError("Connection nominates a header that must reach the backend")
+    return names
+
+
+def _join(pairs: list[Header]) -> list[bytes]:
+    lists: list[list[bytes]] = [[] for _ in _COLLECTED]
+    for name, value in pairs:
+        lists[_COLLECTED[name]].append(value)
+    return [b", ".join(values) for values in lists]
+
+
+def _classify(name: bytes) -> int:
+    """The rule for a name that is not in the table; remembered, up to a bound."""
+    rule = _FORWARD
+    if name.startswith(b"mcp-"):
+        rule = _MCP
+    elif b"_" in name:
+        # ``mcp_session_id`` becomes the same variable as ``mcp-session-id`` in WSGI- and
+        # CGI-like backends: an alias of a header that decides is never forwarded.
+        alias = name.replace(b"_", b"-")
+        if alias in _RULES or alias.startswith((b"mcp-", b"x-forwarded-")):
+            rule = _DROP
+    if len(_RULES) < _KNOWN_NAMES_LIMIT and len(name) <= 64:
+        _RULES[name] = rule
+    return rule
+
+
+_UNSAFE_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+
+
+def read_response(headers: Headers) -> tuple[Headers, int | None]:
+    """End-to-end headers of a response and its validated Content-Length (None if absent).
+
+    The caller has refused Transfer-Encoding other than ``chunked``. Raises HeaderError for a
+    Content-Length that is not one plain number (RFC 9112 section 6.3: never guess).
+    """
+    length: int | None = None
+    forward: Headers = []
+    nominated: set[bytes] = set()
+    for pair in headers:
+        name, value = pair
+        if name not in _RESPONSE_DROP:
+            if not name.startswith(b"access-control-"):  # CORS is answered for this origin, not the backend's
+                forward.append(pair)
+        elif name == b"content-length":
+            if length is not None or not value.isdigit() or len(value) > 18:
+                raise HeaderError("the response has a bad or repeated Content-Length")
+            length = int(value)
+        elif name == b"connection" and value.lower() not in _PLAIN_CONNECTION:
+            nominated |= {token.strip().lower() for token in value.split(b",")}
+    if nominated:
+        # A backend may not hide what the client needs for its session or its framing.
+        nominated -= {b"mcp-session-id", b"content-type"}
+        forward = [pair for pair in forward if pair[0] not in nominated]
+    return forward, length
+
+
+def check_fields(headers: Headers) -> None:
+    """Raise HeaderError for names or values that could split a message (RFC 9112 section
+    11.1). For transports whose parser does not guarantee it."""
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or _UNSAFE_VALUE.search(value):
+            raise HeaderError("a header holds characters that no header may hold")
+
+
+_HOST: Final = re.compile(
+    rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,252}[A-Za-z0-9_.])?)(?::([0-9]{1,5}))?"
+)
+
+
+@lru_cache(maxsize=1024)
+def parse_authority(value: bytes) -> tuple[str, int | None] | None:
+    """``host[:port]`` as (lower-case host without brackets and trailing dot, port), or None
+    if it is not a valid Host (RFC 9110 section 7.2: no userinfo, no list)."""
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return None
+    host = match[1].decode("ascii").lower().strip("[]").removesuffix(".")
+    port = int(match[2]) if match[2] else None
+    if not host or (port is not None and port > 65535):
+        return None
+    return host, port
+
+
+_SESSION_ID: Final = re.compile(rb"[\x21-\x7e]{1,512}")
+
+
+def is_session_id(value: bytes) -> bool:
+    """Visible ASCII (MCP 2025-03-26 and later), bounded so that it can be a key."""
+    return _SESSION_ID.fullmatch(value) is not None
+
+
+def rewrite_location(headers: Headers, backend: str, route: str) -> bool:
+    """Make a redirect of a backend (its full URL) point to the route that clients see.
+
+    In place; the new value is a path, valid under whatever name clients use. False if the
+    redirect leaves the backend's origin or its endpoint: such a one must not be passed on
+    (MCP clients refuse it, and it would tell them an internal address).
+    """
+    origin, endpoint = _split_url(backend)
+    for index, (name, value) in enumerate(headers):
+        if name != b"location":
+            continue
+        target = value.decode("latin-1")
+        if not target.startswith("/") or target.startswith("//"):
+            if _split_url(target)[0] != origin:
+                return False
+            target = _split_url(target)[1]
+        if not target.startswith(endpoint):
+            return False
+        headers[index] = (name, (route + target[len(endpoint) :]).encode("latin-1"))
+    return True
+
+
+def _split_url(url: str) -> tuple[str, str]:
+    """(lower-case ``scheme://host:port``, the rest)."""
+    scheme, mark, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{authority}".lower(), slash + path

@@ -1,0 +1,1 @@
+"""The seam to policy: who asks, and may they."""

@@ -1,0 +1,66 @@
+"""A pool at run time: interchangeable backends, the transport to each, and who is next.
+
+Rules of this file: no I/O of its own; what a pool has learnt (stateless or not) lives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mcp_proxy import clock
+from mcp_proxy.backends import Backend, Balance
+from mcp_proxy.upstream import Transport
+
+
+class Pool:
+    """``transports`` has one entry per backend id."""
+
+    __slots__ = (
+        "_balance", "_by_id", "_transports", "authorization", "backends", "is_stateless", "lost_after_s", "name",
+        "streams",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        backends: Sequence[Backend],
+        transports: Mapping[str, Transport],
+        balance: Balance,
+        *,
+        lost_after_s: float,
+        authorization: bytes | None,
+    ) -> None:
+        self.name = name
+        self.backends = tuple(backends)
+        self.lost_after_s = lost_after_s
+        self.authorization = authorization
+        """What backends get instead of the client's Authorization, None to pass that on."""
+        self.is_stateless = False
+        """The last ``initialize`` was answered without a session id: requests may go
+        anywhere, and a session id that a client makes up means nothing."""
+        self.streams = 0
+        self._balance = balance
+        self._transports = dict(transports)
+        self._by_id = {backend.id: backend for backend in backends}
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name} {list(self.backends)}>"
+
+    def find(self, backend_id: str) -> Backend | None:
+        return self._by_id.get(backend_id)
+
+    def transport(self, backend: Backend) -> Transport:
+        return self._transports[backend.id]
+
+    def next(self, tried: Sequence[str] = ()) -> Backend | None:
+        """The backend for a request that no session binds, other than those tried."""
+        return self._balance.choose(self.backends, tried, clock.now())
+
+    def is_lost(self, backend: Backend) -> bool:
+        """Unreachable for so long that its sessions are over."""
+        since_s = backend.unreachable_since_s
+        return since_s is not None and clock.now() - since_s >= self.lost_after_s
+
+    async def aclose(self) -> None:
+        for transport in self._transports.values():
+            await transport.aclose()

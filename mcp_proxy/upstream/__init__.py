@@ -1,0 +1,84 @@
+"""The seam to backends: how a request leaves and how its answer is pushed back.
+
+A transport pushes: head, chunks and end are method calls on the Receiver in the same loop
+iteration in which the bytes arrived. No transport imports the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from mcp_proxy.errors import UpstreamError
+from mcp_proxy.wire import Headers
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A request towards one backend. The transport adds Content-Length (when there is a
+    body or the method is POST) and Host; it owns everything hop-by-hop."""
+
+    method: bytes
+    target: bytes
+    """Path and query on the backend."""
+    headers: Headers
+    """End-to-end headers only, lower-case names, no Host, no framing."""
+    body: bytes
+    stream: bool = False
+    """Expected to stay open for long (GET stream, ``subscriptions/listen``)."""
+
+
+class Receiver(Protocol):
+    """Gets the answer. Legal order: ``on_head`` ``on_body``* ``on_end``, or ``on_error`` once at
+    any point. Nothing is called any more after ``Call.cancel``."""
+
+    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
+        """Final response head (1xx never show up). ``headers`` are end-to-end only, without
+        Content-Length; ``length`` is the validated Content-Length, 0 for bodyless answers,
+        None when the length is unknown."""
+
+    def on_body(self, chunk: bytes) -> None:
+        """Body bytes without transfer coding, never empty, never more than framing allows."""
+
+    def on_end(self) -> None:
+        """The body is complete according to RFC 9112 section 6.3."""
+
+    def on_error(self, error: UpstreamError) -> None: ...
+
+
+class Call(Protocol):
+    """One request in progress, as its owner sees it. Valid until ``on_end``, ``on_error``
+    or ``cancel``; must be dropped then (a connection may already serve another owner)."""
+
+    def pause(self) -> None:
+        """Stop reading from the backend."""
+
+    def resume(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Close the backend's side at once (reset, not drain)."""
+
+
+class Transport(Protocol):
+    """Connections to one backend."""
+
+    def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
+        """Start a request. Never raises and never blocks: failures reach ``on_error``, which
+        is never called before ``send`` returned. ``fresh``: do not reuse an idle connection."""
+
+    @property
+    def open_connections(self) -> int: ...
+
+    def sweep(self, at_s: float) -> None:
+        """Fire due timeouts; a job for the Ticker."""
+
+    async def aclose(self) -> None:
+        """Close idle connections and abort calls in progress. Idempotent."""
+
+
+class Spawner(Protocol):
+    """Owns the tasks that a transport needs (``tasks.Tasks``)."""
+
+    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...

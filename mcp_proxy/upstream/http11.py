@@ -1,0 +1,185 @@
+"""The ``http11`` transport: connections to one backend, dialled on demand, reused youngest first.
+
+Rules of this file: every operation is O(1) in open connections. Youngest-first reuse lets
+the old ones run into the idle timeout, which is shorter than the backends' own (uvicorn: 5 s),
+so that reuse rarely meets a connection that the backend is closing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from typing import Final
+
+from mcp_proxy.clock import Deadlines
+from mcp_proxy.errors import Phase, UpstreamError
+from mcp_proxy.upstream import Call, Outgoing, Receiver, Spawner
+from mcp_proxy.upstream.connection import Connection
+
+IDLE_S: Final = 4.0
+"""Below uvicorn's keep-alive of 5 s, the shortest default among MCP servers."""
+
+IDLE_LIMIT: Final = 256
+"""Idle connections kept per backend; more than a burst of calls needs."""
+
+
+class Http11Transport:
+    """Implements Transport over ``asyncio.Protocol`` connections."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tasks: Spawner,
+        ssl_context: ssl.SSLContext | None = None,
+        connect_timeout_s: float | None = None,
+        head_timeout_s: float | None = None,
+        idle_timeout_s: float | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._ssl = ssl_context
+        self._tasks = tasks
+        self._connect_timeout_s = connect_timeout_s
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}
+        self._idle_due: Deadlines[Connection] = Deadlines(IDLE_S, self._expire_idle)
+        self._head_due: Deadlines[Connection] = Deadlines(head_timeout_s, self._expire_head)
+        self._body_due: Deadlines[Connection] = Deadlines(idle_timeout_s, self._expire_body)
+        self._watched = head_timeout_s is not None or idle_timeout_s is not None
+        self._closed = False
+        authority = f"[{host}]" if ":" in host else host
+        self._authority = f"{authority}:{port}".encode()
+
+    def __repr__(self) -> str:
+        return f"<Http11Transport {self._authority.decode()} open={len(self._open)} idle={len(self._idle)}>"
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
+        if not fresh:
+            while self._idle:
+                connection, _ = self._idle.popitem()
+                self._idle_due.disarm(connection)
+                if connection.is_usable:
+                    self.begin(connection, outgoing, receiver)
+                    return connection
+        dial = _Dial(self, outgoing, receiver)
+        dial.task = self._tasks.spawn(dial.run())
+        return dial
+
+    def begin(self, connection: Connection, outgoing: Outgoing, receiver: Receiver) -> None:
+        connection.send(outgoing, receiver)
+        self._head_due.arm(connection)
+
+    async def dial(self) -> Connection:
+        """A new connection. Raises OSError (ssl.SSLError and TimeoutError included)."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self, self._authority, watched=self._watched),
+                self._host,
+                self._port,
+                ssl=self._ssl,
+            )
+        self._open.add(connection)
+        return connection
+
+    def sweep(self, at_s: float) -> None:
+        """Fire due timeouts; a job for the Ticker."""
+        self._idle_due.sweep(at_s)
+        self._head_due.sweep(at_s)
+        self._body_due.sweep(at_s)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        for connection in list(self._open):
+            if connection in self._idle:
+                connection.close()
+            else:
+                connection.fail("lost", "the proxy is closing")
+
+    # --- Owner: called by connections ------------------------------------------------
+
+    def released(self, connection: Connection) -> None:
+        self._head_due.disarm(connection)
+        self._body_due.disarm(connection)
+        if self._closed or len(self._idle) >= IDLE_LIMIT:
+            connection.close()
+        else:
+            self._idle[connection] = None
+            self._idle_due.arm(connection)
+
+    def gone(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+        self._idle_due.disarm(connection)
+        self._head_due.disarm(connection)
+        self._body_due.disarm(connection)
+
+    def progressed(self, connection: Connection) -> None:
+        self._head_due.disarm(connection)
+        self._body_due.arm(connection)
+
+    # --- deadlines -------------------------------------------------------------------
+
+    def _expire_idle(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+        connection.close()
+
+    def _expire_head(self, connection: Connection) -> None:
+        connection.fail("timeout", f"no response head within {self._head_due.delay_s:g} s")
+
+    def _expire_body(self, connection: Connection) -> None:
+        if connection.is_paused:
+            self._body_due.arm(connection)  # the client is slow, not the backend
+        else:
+            connection.fail("timeout", f"no bytes for {self._body_due.delay_s:g} s")
+
+
+class _Dial:
+    """A request that waits for its connection. Implements Call."""
+
+    __slots__ = ("_connection", "_outgoing", "_paused", "_receiver", "_transport", "task")
+
+    def __init__(self, transport: Http11Transport, outgoing: Outgoing, receiver: Receiver) -> None:
+        self._transport = transport
+        self._outgoing = outgoing
+        self._receiver = receiver
+        self._connection: Connection | None = None
+        self._paused = False
+        self.task: asyncio.Task[None]
+
+    async def run(self) -> None:
+        try:
+            connection = await self._transport.dial()
+        except TimeoutError:
+            self._receiver.on_error(UpstreamError(Phase.CONNECT, "timeout", "connect timed out", sent=False))
+        except OSError as error:
+            kind = "exhausted" if error.errno in (errno.EMFILE, errno.ENFILE) else "refused"
+            detail = f"cannot connect: {error.strerror or type(error).__name__}"
+            self._receiver.on_error(UpstreamError(Phase.CONNECT, kind, detail, sent=False))
+        else:
+            self._connection = connection
+            self._transport.begin(connection, self._outgoing, self._receiver)
+            if self._paused:
+                connection.pause()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._connection is not None:
+            self._connection.resume()
+
+    def cancel(self) -> None:
+        if self._connection is not None:
+            self._connection.cancel()
+        else:
+            self.task.cancel()

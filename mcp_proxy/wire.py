@@ -1,0 +1,119 @@
+"""The seam between doors, gateway and transports: what a message is, and who calls whom.
+
+Rules of this file: values and Protocols only, no behaviour, no I/O, no imports from the package.
+
+    door -> Handler.admit(request)                 the head is known: an Admission, or a Rejection
+    door -> Handler.handle(admission, body, reply) the body is whole; returns the Conversation
+    gateway -> Reply                             the answer, pushed as it arrives
+    door -> Conversation                         backpressure and the client's disconnect
+
+Bytes stay bytes: header names are lower-case bytes, values are as received without the
+surrounding optional whitespace, order and duplicates are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """The head of one request, as a door read it from its wire."""
+
+    method: bytes
+    """Upper-case token, e.g. ``b"POST"``."""
+    target: bytes
+    """Origin-form request target exactly as received: path and query, never decoded."""
+    headers: Headers
+    """Without the framing headers that the door consumed (Content-Length,
+    Transfer-Encoding, Expect, and the Connection/Upgrade pair are still present
+    as received; ``headers.py`` removes everything hop-by-hop)."""
+    peer: str
+    """Address of the TCP peer without port, ``""`` when unknown (Unix sockets)."""
+    scheme: str
+    """``"http"`` or ``"https"``, as the door's own socket sees it."""
+    started_s: float
+    """``clock.now()`` at the moment the head was complete."""
+
+
+class Reply(Protocol):
+    """The answer to one request. Calls are synchronous and never block.
+
+    Legal order: ``answer`` | ``start`` ``write``* (``end`` | ``abort``) | ``abort``.
+    After ``end``, ``abort`` or ``answer`` the object must not be used any more.
+    ``write`` accepts data beyond the watermark; the door then calls
+    ``Conversation.pause`` and later ``resume``.
+    """
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer in one piece. The door adds framing (and Date, if it does)."""
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """Begin a streamed answer. ``length`` None means unknown: the door frames it.
+
+        The head leaves at once, before the first ``write``."""
+
+    def write(self, chunk: bytes) -> None:
+        """One piece of the body; never empty. Leaves in this iteration of the loop."""
+
+    def end(self) -> None:
+        """The body is complete; the client sees a clean end."""
+
+    def abort(self) -> None:
+        """The body is broken. The client must be able to see it (RFC 9112 section 8):
+        no last chunk, or fewer bytes than Content-Length said, then the connection closes."""
+
+
+class Conversation(Protocol):
+    """One exchange in progress, as its door sees it. All calls are idempotent."""
+
+    def pause(self) -> None:
+        """The client reads slower than the backend writes: stop reading the backend."""
+
+    def resume(self) -> None: ...
+
+    def disconnect(self) -> None:
+        """The client is gone. The backend's side is closed at once; no Reply call follows."""
+
+    def drain(self) -> None:
+        """The proxy is going away: end an idle listening stream cleanly, let calls finish."""
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """An answer that the proxy authors itself instead of forwarding. See ``replies.py``."""
+
+    reason: str
+    """A word from ``replies.TABLE``: decides status, JSON-RPC code and headers."""
+    detail: str = ""
+    """One sentence for the person who debugs; never client bytes or secrets."""
+    id: bytes = b"null"
+    """The JSON-RPC id to echo, raw JSON."""
+    extra: Headers = []
+    """Headers beside those of the table (``Allow``, CORS)."""
+
+
+class Admission(Protocol):
+    """What ``Handler.admit`` learnt from the head; opaque to the door."""
+
+    @property
+    def request(self) -> Request: ...
+
+
+class Handler(Protocol):
+    """What a door needs of the gateway. No method raises."""
+
+    body_limit: int
+
+    def admit(self, request: Request) -> Admission | Rejection:
+        """Decide on the head alone. The door sends a Rejection through ``refuse``, at once,
+        without reading the body."""
+
+    def handle(self, admission: Admission, body: bytes, reply: Reply) -> Conversation:
+        """Serve the request. The reply may have been completed when this returns."""
+
+    def refuse(self, request: Request | None, rejection: Rejection, reply: Reply) -> None:
+        """Answer with a Rejection and record it. ``request`` None: no head could be read."""
