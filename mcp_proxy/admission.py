@@ -12,14 +12,14 @@ from typing import Final
 import msgspec
 
 from mcp_proxy.forwarding import Forwarder
-from mcp_proxy.headers import HeaderError, RequestHead, read_request
-from mcp_proxy.policy.origin import OriginGuard, preflight_headers
+from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request
+from mcp_proxy.policy.origin import OriginGuard, cors_headers, preflight_headers
 from mcp_proxy.routing import ALLOW_ALL
-from mcp_proxy.wire import Headers, Rejection, Request
+from mcp_proxy.wire import Fields, Headers, Rejection, Request
 
 
-class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """Implements Admission."""
+class Admitted(msgspec.Struct, gc=False):
+    """Implements Admission. A door may use it again for a request with the same head."""
 
     request: Request
     head: RequestHead
@@ -27,6 +27,12 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     pool: str
     query: bytes
     """With its question mark, or empty; passed on as received."""
+    client: str
+    """Address of the client, as far as trusted proxies vouch for it."""
+    has_legal_session: bool
+    """The session id, if there is one, could be one; otherwise it is unknown."""
+    forward: Fields | None = None
+    """What the backend gets, once it has been built."""
 
 
 _METHODS: Final = frozenset((b"GET", b"POST", b"DELETE", b"OPTIONS"))
@@ -53,7 +59,20 @@ class Porter:
         refusal = self._judge(request, head)
         if refusal is not None:
             return refusal
-        return Admitted(request, head, route[0], route[1], mark + query)
+        client = self._forwarder.client(request, head)
+        is_legal = head.session_id is None or is_session_id(head.session_id)
+        return Admitted(request, head, route[0], route[1], mark + query, client, is_legal)
+
+    def route(self, request: Request) -> str:
+        """Path of the route that the request names, ``""`` if there is none."""
+        return self._routes.get(request.target.partition(b"?")[0], ("", ""))[0]
+
+    def cors(self, request: Request) -> Headers:
+        """Headers that let the page of an allowed Origin read a refusal."""
+        for name, value in request.headers:
+            if name == b"origin" and self._guard.allows_origin(value):
+                return cors_headers(value)
+        return []
 
     def _judge(self, request: Request, head: RequestHead) -> Rejection | None:
         if head.host is None:
@@ -81,10 +100,15 @@ _HOST_DETAIL: Final = {
 def _judge_media(head: RequestHead) -> Rejection | None:
     content_type = head.content_type
     if content_type != b"application/json":
-        media = (content_type or b"").partition(b";")[0].strip().lower()
-        if media != b"application/json":
+        media, _, parameters = (content_type or b"").lower().partition(b";")
+        if media.strip() != b"application/json":
             # text/plain would be a "simple request", which any web page may send (CSRF)
             return Rejection("unsupported_media_type")
+        for parameter in parameters.split(b";"):
+            name, _, value = parameter.partition(b"=")
+            if name.strip() == b"charset" and value.strip().strip(b'"') != b"utf-8":
+                # Backends that honour it would read other JSON from the same bytes (RFC 8259 section 8.1).
+                return Rejection("unsupported_media_type", "JSON is UTF-8; leave the charset out")
     if head.content_encoding is not None and head.content_encoding.lower() != b"identity":
         return Rejection("unsupported_media_type", "a compressed body cannot be checked; send it uncompressed")
     return None

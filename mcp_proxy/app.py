@@ -76,7 +76,7 @@ class Service:
             pools=self.pools,
             store=store,
             tasks=self._tasks,
-            recorder=Recorder(sinks, forwarder),
+            recorder=Recorder(sinks),
             meters=self._metrics,
             body_limit=config.limits.body,
             json_hold=config.limits.json_hold,
@@ -272,7 +272,7 @@ def run(config: Config, *, log_level: str, on_started: Callable[[Address, Addres
     raise_fd_limit()
     service = Service(config)
     data_socket = servers.bind(config.listen.host, config.listen.port)
-    tls = {}
+    tls: dict[str, object] = {}
     if config.tls is not None:
         tls = {"ssl_certfile": config.tls.certificate, "ssl_keyfile": config.tls.key}
         if config.tls.client_ca is not None:

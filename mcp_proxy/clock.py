@@ -41,6 +41,10 @@ class Deadlines(Generic[T]):
         due.pop(item, None)
         due[item] = (now() if at_s is None else at_s) + self.delay_s
 
+    def take_newest(self) -> T | None:
+        """Disarm and return the item that was armed last."""
+        return self._due.popitem()[0] if self._due else None
+
     def disarm(self, item: T) -> None:
         self._due.pop(item, None)
 

@@ -14,7 +14,7 @@ Rules of this file:
 
 Members that we do not know pass, in the message, ``params``, ``_meta`` and ``ref``: MCP grows by
 adding them. But nothing there may come twice, and nothing may be spelt almost like a member that
-we read: Go matches names without case (CVE-2026-27896: ``Method``, ``paramſ``), and the Python
+we read: Go matches names without case (CVE-2026-27896: ``Method``, and a long s for s), and the Python
 SDK takes ``task_id`` for ``taskId``.
 """
 
@@ -29,10 +29,6 @@ from msgspec import UNSET, Raw, UnsetType
 
 from mcp_proxy import jsontext
 
-MAX_MEMBERS: Final = 1024
-"""Members of one object that we read: the only ones that become Python objects."""
-MAX_BATCH: Final = 128
-"""Messages in one batch: each costs about 10 µs while every other exchange waits."""
 MAX_METHOD_CHARS: Final = 256
 MAX_ID: Final = 2**53
 """Above, JavaScript rounds an integer id and answers somebody else's call."""
@@ -64,7 +60,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What the method acts on (tool, prompt, URI, task), without NUL; None when the method has
     no such field or the message does not carry it."""
     version: str | None
-    """``io.modelcontextprotocol/protocolVersion``; of a batch, the first that a message claims."""
+    """``io.modelcontextprotocol/protocolVersion``; of a batch, the one that its messages claim."""
     traceparent: str | None
     tracestate: str | None
     has_request_state: bool
@@ -87,16 +83,16 @@ class EnvelopeError(Exception):
 def parse(body: bytes) -> Envelope:
     """Read one POST body. Raises EnvelopeError and nothing else."""
     try:
-        return _plain(body) or _strict(body)
-    except UnicodeDecodeError:
-        detail = "The body is not UTF-8."
+        fault = jsontext.fault(body)
+        if fault is None:
+            return _plain(body) or _strict(body)
     except RecursionError:
-        detail = "The body is nested too deeply."
+        fault = "The body is nested too deeply."
     except MemoryError:
-        detail = "The body needs more memory than there is."
+        fault = "The body needs more memory than there is."
     except msgspec.DecodeError:
-        detail = "The body is not valid JSON."
-    raise EnvelopeError(PARSE_ERROR, detail)
+        fault = "The body is not valid JSON."
+    raise EnvelopeError(PARSE_ERROR, fault)
 
 
 # Members with a meaning
@@ -119,6 +115,9 @@ _NAME_KEYS: Final = {
     "tasks/cancel": "taskId",
 }
 """Which member of ``params`` says what the method acts on."""
+
+NAMED_METHODS: Final = frozenset(_NAME_KEYS)
+"""Methods that act on something named in ``params``."""
 
 
 def _fold(key: str) -> str:
@@ -199,11 +198,9 @@ def _plain(body: bytes) -> Envelope | None:
     """
     try:
         message = _decode_plain(body)
-        if not body.isascii():
-            body.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except msgspec.DecodeError:
         return None
-    if len(body) - len(_encode(message)) > _SLACK or jsontext.fault(body) is not None:
+    if len(body) - len(_encode(message)) > _SLACK:
         return None
     method, params = message.method, message.params or _NO_PARAMS
     name: str | None = getattr(params, _NAME_KEYS.get(method, ""), None)
@@ -219,31 +216,11 @@ def _plain(body: bytes) -> Envelope | None:
 # The strict reader
 
 
-class _Key:
-    """A key that equals no other, so that a dict keeps the members that come twice."""
-
-    __slots__ = ()
-
-
-_Members = dict[_Key, Raw]
-_Batch = msgspec.defstruct(
-    "_Batch",
-    [(f"message_{n}", _Skipped, UNSET) for n in range(MAX_BATCH)],
-    array_like=True,
-    forbid_unknown_fields=True,
-)
-"""An array whose bound stops the decoder; a list would be read to its end first."""
-
 _skip = msgspec.json.Decoder(Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
-_decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
 def _strict(body: bytes) -> Envelope:
-    body.decode()
-    fault = jsontext.fault(body)
-    if fault is not None:
-        raise EnvelopeError(PARSE_ERROR, fault)
     _skip(body)  # the syntax of the whole, before any part is judged
     return _batch(body) if body.lstrip(b" \t\r\n").startswith(b"[") else _message(body)
 
@@ -251,16 +228,19 @@ def _strict(body: bytes) -> Envelope:
 def _batch(body: bytes) -> Envelope:
     """Of revision 2025-03-26. All messages are good, or all are refused."""
     try:
-        messages = msgspec.structs.astuple(_decode_batch(body))
-        envelopes = [_message(message) for message in messages if message is not UNSET]
+        envelopes = [_message(message) for message in jsontext.elements(body)]
     except msgspec.ValidationError:
-        raise EnvelopeError(INVALID_REQUEST, f"A batch has at most {MAX_BATCH} messages.") from None
+        detail = f"A batch has at most {jsontext.MAX_ELEMENTS} messages."
+        raise EnvelopeError(INVALID_REQUEST, detail) from None
     except EnvelopeError as error:
         raise EnvelopeError(error.code, f"In a batch: {error.detail}") from None
     methods = tuple(envelope.method for envelope in envelopes)
     if not methods or "initialize" in methods:
         raise EnvelopeError(INVALID_REQUEST, "A batch is not empty and does not initialize.")
-    version = next((each.version for each in envelopes if each.version is not None), None)
+    versions = {each.version for each in envelopes} - {None}
+    if len(versions) > 1:
+        raise EnvelopeError(INVALID_REQUEST, "The messages of a batch claim different protocol versions.")
+    version = next(iter(versions), None)
     has_request_state = any(each.has_request_state for each in envelopes)
     return Envelope(Kind.BATCH, "", b"null", None, version, None, None, has_request_state, methods)
 
@@ -311,21 +291,13 @@ def _name(method: str, params: dict[str, Raw], id: bytes) -> str | None:
 
 def _object(raw: bytes, level: _Level, id: bytes) -> dict[str, Raw]:
     """The members of an object, each of which comes once and is not a variant of another."""
-    keys: list[str] = []
-
-    def remember(_type: type, key: str) -> _Key:
-        if len(keys) == MAX_MEMBERS:
-            raise ValueError
-        keys.append(key)
-        return _Key()
-
     try:
-        values = msgspec.json.decode(raw, type=_Members, dec_hook=remember).values()
+        pairs = jsontext.members(raw)
     except msgspec.ValidationError:
-        detail = f"{level.title} must be an object of at most {MAX_MEMBERS} members."
+        detail = f"{level.title} must be an object of at most {jsontext.MAX_MEMBERS} members."
         raise EnvelopeError(INVALID_REQUEST, detail, id) from None
-    fields = dict(zip(keys, values, strict=True))
-    if len(fields) < len(keys):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise EnvelopeError(INVALID_REQUEST, f"{level.title} has a member twice.", id)
     if any(_fold(key) in level.folded for key in fields.keys() - level.names):
         raise EnvelopeError(INVALID_REQUEST, f"{level.title} has a variant of a known member.", id)

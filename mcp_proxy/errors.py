@@ -18,6 +18,8 @@ class Fault(Enum):
     TIMEOUT = "T"
     DRAIN = "D"
 
+    __hash__ = object.__hash__  # Enum's is written in Python; every record looks one up
+
 
 class Phase(Enum):
     """Where an exchange ended. The value is the second letter of the termination state."""
@@ -32,6 +34,8 @@ class Phase(Enum):
     """Request sent, waiting for the response head."""
     BODY = "D"
     """Relaying the response body."""
+
+    __hash__ = object.__hash__  # Enum's is written in Python; every record looks one up
 
 
 class UpstreamError(Exception):

@@ -15,16 +15,17 @@ import asyncio
 from enum import Enum
 from typing import Final, Protocol
 
-from mcp_proxy import clock
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
-from mcp_proxy.envelope import Envelope
+from mcp_proxy.clock import now
+from mcp_proxy.envelope import Envelope, Kind
 from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.policy.origin import cors_headers
 from mcp_proxy.replies import render
 from mcp_proxy.routing import Plan
 from mcp_proxy.sessions import SessionKey
 from mcp_proxy.upstream import Call
-from mcp_proxy.wire import Headers, Rejection, Reply
+from mcp_proxy.wire import Fields, Headers, Rejection, Reply
 
 
 class State(Enum):
@@ -40,6 +41,8 @@ class State(Enum):
     RELAYING = "relaying"
     """Head sent; chunks pass as they come."""
     DONE = "done"
+
+    __hash__ = object.__hash__  # Enum's is written in Python, and every move looks one up
 
 
 _MOVES: Final[dict[State, frozenset[State]]] = {
@@ -70,7 +73,7 @@ class Director(Protocol):
 
     json_hold: int
 
-    def on_head(self, exchange: Exchange, status: int, headers: Headers, length: int | None) -> None:
+    def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         """Decide about a response head: relay it, store its session first, or go elsewhere."""
 
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
@@ -90,7 +93,7 @@ class Exchange:
         "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused", "_reply",
         "admission", "attempts", "backend", "body", "bytes_in", "bytes_out", "counts_as_stream", "envelope",
         "finished_s", "head_s",
-        "headers", "holds_session", "is_stream", "key", "pending", "pin_retries", "plan", "reason", "sent_s",
+        "headers", "is_stream", "key", "pending", "pin_retries", "plan", "reason", "sent_s", "started_s",
         "state", "status", "streams_from", "tried",
     )  # fmt: skip
 
@@ -107,8 +110,6 @@ class Exchange:
         self.key: SessionKey | None = None
         self.counts_as_stream = False
         """Holds one of ``limits.streams``."""
-        self.holds_session = False
-        """The registry was told that a stream is open on the session."""
         # attempts
         self._call: Call | None = None
         self._paused = False
@@ -133,6 +134,7 @@ class Exchange:
         self.reason = ""
         self.bytes_out = 0
         # times, by clock.now()
+        self.started_s = now()
         self.sent_s = 0.0
         self.head_s = 0.0
         self.finished_s = 0.0
@@ -153,7 +155,7 @@ class Exchange:
         self.backend = backend
         self.tried = (*self.tried, backend.id)
         self.attempts += 1
-        self.sent_s = clock.now()
+        self.sent_s = now()
         backend.inflight += 1
         self._occupies = True
 
@@ -212,6 +214,9 @@ class Exchange:
         self._drop_call()
         self.reason = rejection.reason
         status, headers, body = render(rejection)
+        origin = self.admission.head.origin
+        if origin is not None:
+            headers += cors_headers(origin)
         self.status = status
         self.bytes_out = len(body)
         self._reply.answer(status, headers, body)
@@ -251,8 +256,8 @@ class Exchange:
 
     # --- Receiver: called by the transport -------------------------------------------
 
-    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
-        self.head_s = clock.now()
+    def on_head(self, status: int, headers: Fields, length: int | None) -> None:
+        self.head_s = now()
         self._director.on_head(self, status, headers, length)
 
     def on_body(self, chunk: bytes) -> None:
@@ -297,8 +302,9 @@ class Exchange:
 
     @property
     def id(self) -> bytes:
-        """The JSON-RPC id to echo, raw."""
-        return self.envelope.id if self.envelope is not None else b"null"
+        """The JSON-RPC id to echo, raw. That of a client's response is the backend's own."""
+        envelope = self.envelope
+        return b"null" if envelope is None or envelope.kind is Kind.RESPONSE else envelope.id
 
     def _start(self) -> None:
         self._move(State.RELAYING)
@@ -319,7 +325,7 @@ class Exchange:
             self.backend.inflight -= 1
 
     def _finish(self, fault: Fault, phase: Phase) -> None:
-        self.finished_s = clock.now()
+        self.finished_s = now()
         self._move(State.DONE)
         self._leave_backend()
         if self.pending is not None:

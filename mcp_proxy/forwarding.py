@@ -1,7 +1,7 @@
 """What the proxy says about itself and its client to backends: Via, X-Forwarded-*, credentials.
 
 Rules of this file: pure. Claims of a peer that is not a trusted proxy are dropped, never
-passed on; the client's address is found by walking X-Forwarded-For from the right over
+passed on (Via claims nothing; every proxy extends it, RFC 9110 section 7.6.3); the client's address is found by walking X-Forwarded-For from the right over
 trusted addresses (the left end is whatever the client typed).
 """
 
@@ -14,12 +14,16 @@ from functools import lru_cache
 from typing import Final
 
 from mcp_proxy.headers import RequestHead
-from mcp_proxy.wire import Headers, Request
+from mcp_proxy.wire import Fields, Request
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 WALK_LIMIT: Final = 16
 """X-Forwarded-For entries looked at, from the right."""
+
+
+ADDRESS_LIMIT: Final = 45
+"""Characters of the longest IPv6 address (with an IPv4 tail)."""
 
 
 class Forwarder:
@@ -29,8 +33,7 @@ class Forwarder:
         self._trusted = tuple(trusted)
         self.pseudonym = f"mcp-proxy-{secrets.token_hex(4)}".encode()
         """Of this instance in Via (RFC 9110 section 7.6.3)."""
-        self._via = (b"via", b"1.1 " + self.pseudonym)
-        self._own = lru_cache(maxsize=4096)(self._build_own)
+        self._via = b"1.1 " + self.pseudonym
         self._is_trusted = lru_cache(maxsize=4096)(self._judge)
 
     def is_loop(self, head: RequestHead) -> bool:
@@ -51,35 +54,23 @@ class Forwarder:
                 break
         return client
 
-    def headers(self, request: Request, head: RequestHead, authorization: bytes | None) -> Headers:
+    def headers(self, request: Request, head: RequestHead, authorization: bytes | None) -> Fields:
         """The end-to-end headers for the backend. ``authorization``: the pool's own
         credentials, sent instead of the client's."""
         forward = head.forward
         if authorization is not None:
             forward = [pair for pair in forward if pair[0] != b"authorization"]
             forward.append((b"authorization", authorization))
-        if (head.forwarded_for or head.forwarded_proto or head.via) and self._is_trusted(request.peer):
-            return forward + self._extend(request, head)
-        return forward + self._own(request.peer, request.scheme, head.host or b"")
-
-    def _build_own(self, peer: str, scheme: str, host: bytes) -> Headers:
-        headers = [self._via, (b"x-forwarded-proto", scheme.encode()), (b"x-forwarded-host", host)]
-        if peer:
-            headers.append((b"x-forwarded-for", peer.encode()))
-        return headers
-
-    def _extend(self, request: Request, head: RequestHead) -> Headers:
-        """A trusted proxy's claims are kept and ours appended."""
-        peer = request.peer.encode()
-        via = b"%b, %b" % (head.via, self._via[1]) if head.via else self._via[1]
-        chain = b"%b, %b" % (head.forwarded_for, peer) if head.forwarded_for else peer
-        proto = head.forwarded_proto or request.scheme.encode()
-        return [
-            (b"via", via),
-            (b"x-forwarded-proto", proto),
-            (b"x-forwarded-host", head.host or b""),
-            (b"x-forwarded-for", chain),
-        ]
+        via = b"%b, %b" % (head.via, self._via) if head.via else self._via
+        own = [(b"via", via), (b"x-forwarded-host", head.host or b"")]
+        chain, proto = request.peer.encode(), request.scheme.encode()
+        if self._is_trusted(request.peer):
+            chain = b"%b, %b" % (head.forwarded_for, chain) if head.forwarded_for else chain
+            proto = head.forwarded_proto or proto
+        own.append((b"x-forwarded-proto", proto))
+        if chain:
+            own.append((b"x-forwarded-for", chain))
+        return Fields(forward + own)
 
     def _judge(self, address: str) -> bool:
         try:
@@ -90,6 +81,8 @@ class Forwarder:
 
 
 def _is_address(text: str) -> bool:
+    if len(text) > ADDRESS_LIMIT or "%" in text:  # a scope id can be any text
+        return False
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Awaitable, Mapping
 from typing import Final
 
+import msgspec
+
 from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines, now
@@ -20,17 +22,17 @@ from mcp_proxy.envelope import EnvelopeError, parse
 from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.forwarding import Forwarder
-from mcp_proxy.headers import is_session_id, rewrite_location
-from mcp_proxy.policy.origin import cors_headers
+from mcp_proxy.headers import Facts, is_session_id, read_facts
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import render
-from mcp_proxy.routing import ALLOW_POST, Aim, Plan, plan_delete, plan_get, plan_post
+from mcp_proxy.responses import adapt
+from mcp_proxy.routing import ALLOW_POST, LEGACY_ANYWHERE, Aim, Plan, plan_delete, plan_get, plan_post
 from mcp_proxy.sessions import SessionKey, SessionRecord, SessionStore
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
 from mcp_proxy.upstream import Outgoing
-from mcp_proxy.wire import Admission, Headers, Rejection, Reply, Request
+from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
 
 logger = logging.getLogger("mcp_proxy")
 
@@ -103,10 +105,11 @@ class Gateway:
             self._crashed(exchange)
         return exchange
 
-    def refuse(self, request: Request | None, rejection: Rejection, reply: Reply) -> None:
+    def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
         status, headers, body = render(rejection)
+        headers += self._porter.cors(request)
         reply.answer(status, headers, body)
-        self._recorder.refused(request, rejection, status, len(body))
+        self._recorder.refused(request, self._porter.route(request), rejection, status, len(body))
 
     # --- envelope and route ----------------------------------------------------------
 
@@ -133,9 +136,12 @@ class Gateway:
         if plan.aim is not Aim.SESSION:
             self._send_anywhere(exchange)
             return
-        session_id = exchange.admission.head.session_id
-        assert session_id is not None
-        exchange.key = SessionKey(exchange.admission.pool, session_id)
+        admission = exchange.admission
+        session_id = admission.head.session_id
+        if session_id is None or not admission.has_legal_session:
+            exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
+            return
+        exchange.key = SessionKey(admission.pool, session_id)
         try:
             found = self.store.get(exchange.key)
         except StoreError as error:
@@ -163,6 +169,7 @@ class Gateway:
         self._meters.lookup(self.store.name, "miss" if record is None else "hit")
         if record is None:
             if pool.is_stateless and exchange.envelope is not None:
+                exchange.plan = LEGACY_ANYWHERE
                 self._send_anywhere(exchange)
             elif pool.is_stateless:
                 exchange.refuse(Rejection("method_not_allowed", "the backends keep no sessions", extra=ALLOW_POST))
@@ -194,49 +201,72 @@ class Gateway:
             self._send(exchange, pool, backend)
 
     def _send(self, exchange: Exchange, pool: Pool, backend: Backend, *, fresh: bool = False) -> None:
-        admission = exchange.admission
-        plan = exchange.plan
+        admission, plan = exchange.admission, exchange.plan
         assert plan is not None
-        headers = self._forwarder.headers(admission.request, admission.head, pool.authorization)
+        headers = admission.forward
+        if headers is None:
+            headers = self._forwarder.headers(admission.request, admission.head, pool.authorization)
+            admission.forward = headers
         if plan.aim is Aim.ANY and admission.head.session_id is not None:
             # It named no session known here, so no backend may take it for one.
-            headers = [pair for pair in headers if pair[0] != b"mcp-session-id"]
-        outgoing = Outgoing(
-            admission.request.method, backend.path + admission.query, headers, exchange.body, plan.listens
-        )
+            headers = Fields(pair for pair in headers if pair[0] != b"mcp-session-id")
+        target = backend.path + admission.query if admission.query else backend.path
+        outgoing = Outgoing(admission.request.method, target, headers, exchange.body, plan.listens)
         exchange.sending(backend)
-        if plan.discover and pool.next(exchange.tried) is not None:
+        if plan.discover and pool.has_other(exchange.tried):
             self.discover_due.arm(exchange)
         exchange.sent(pool.transport(backend).send(outgoing, exchange, fresh=fresh))
 
     # --- Director: relay -------------------------------------------------------------
 
-    def on_head(self, exchange: Exchange, status: int, headers: Headers, length: int | None) -> None:
-        plan, backend = exchange.plan, exchange.backend
+    def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
+        plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
         assert plan is not None and backend is not None
-        pool = self.pools[exchange.admission.pool]
+        pool = self.pools[admission.pool]
         if backend.unreachable_since_s is not None:
             backend.reached()
         if plan.discover:
             self.discover_due.disarm(exchange)
-        if self._tries_elsewhere(exchange, plan, pool, status):
+        if status >= 500 and self._tries_elsewhere(exchange, plan, pool, status):
             exchange.retreat()
             self._send_anywhere(exchange)
             return
-        session_id = self._read_head(exchange, headers)
-        if 300 <= status < 400 and not rewrite_location(headers, backend.id, exchange.admission.route):
-            exchange.refuse(Rejection("upstream_invalid", "the backend redirects to another origin", exchange.id))
-            return
-        if plan.aim is Aim.NEW_SESSION and 200 <= status < 300:
-            pool.is_stateless = session_id is None
+        facts: Facts | None = headers.note
+        if facts is None:
+            headers.note = facts = read_facts(headers)
+        exchange.is_stream = facts.is_stream
+        is_new = plan.aim is Aim.NEW_SESSION and 200 <= status < 300
+        session_id = facts.session_id
+        if (
+            status != 200
+            or facts.location is not None
+            or admission.head.origin is not None
+            or session_id != admission.head.session_id
+        ):
+            adapted = adapt(
+                status,
+                facts,
+                backend=backend.id,
+                route=admission.route,
+                has_credentials=pool.authorization is not None,
+                origin=admission.head.origin,
+                session_id=session_id if is_new else admission.head.session_id,
+            )
+            if isinstance(adapted, Rejection):
+                exchange.refuse(msgspec.structs.replace(adapted, id=exchange.id), Fault.BACKEND)
+                return
+            headers = adapted
+        else:
+            headers = facts.fields
+        if is_new:
+            pool.learn_sessions(session_id is not None)
             if session_id is not None:
                 self._learn(exchange, session_id, status, headers, length)
                 return
-        elif plan.aim is Aim.SESSION:
-            self._mind_session(exchange, plan, pool, status)
-        if session_id is not None and session_id != exchange.admission.head.session_id:
-            # Servers put throw-away ids on errors, and some clients adopt whatever they see.
-            headers = [pair for pair in headers if pair[0] != b"mcp-session-id"]
+        elif plan.aim is Aim.SESSION and (status == 404 or (plan.ends_session and 200 <= status < 300)):
+            # Its owner ended it or does not know it any more.
+            assert exchange.key is not None
+            self.store.delete(exchange.key)
         exchange.relay(status, headers, length)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> bool:
@@ -244,38 +274,10 @@ class Gateway:
         503 with which a full server refuses a new session (nothing was created)."""
         if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
             return False
-        return pool.next(exchange.tried) is not None
-
-    def _read_head(self, exchange: Exchange, headers: Headers) -> bytes | None:
-        """Note what the head says about the body; returns the session id it carries."""
-        session_id = None
-        is_unbuffered = False
-        for name, value in headers:
-            if name == b"content-type":
-                exchange.is_stream = value[:17].lower() == b"text/event-stream"
-            elif name == b"mcp-session-id":
-                session_id = value
-            elif name == b"x-accel-buffering":
-                is_unbuffered = True
-        if exchange.is_stream and not is_unbuffered:
-            headers.append((b"x-accel-buffering", b"no"))  # a proxy in front must not hold events back
-        origin = exchange.admission.head.origin
-        if origin is not None:
-            headers += cors_headers(origin)
-        return session_id
-
-    def _mind_session(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> None:
-        """Forget a session that its owner ended or does not know any more; hold it while a
-        stream is open on it."""
-        assert exchange.key is not None
-        if status == 404 or (plan.ends_session and 200 <= status < 300):
-            self.store.delete(exchange.key)
-        elif plan.listens and 200 <= status < 300:
-            self.store.hold(exchange.key)
-            exchange.holds_session = True
+        return pool.has_other(exchange.tried)
 
     def _learn(
-        self, exchange: Exchange, session_id: bytes, status: int, headers: Headers, length: int | None
+        self, exchange: Exchange, session_id: bytes, status: int, headers: Fields, length: int | None
     ) -> None:
         """Write the session down before the head of the ``initialize`` answer leaves."""
         if not is_session_id(session_id):
@@ -335,7 +337,7 @@ class Gateway:
             self._send(exchange, pool, backend, fresh=True)
         elif plan.aim is Aim.SESSION:
             self._retry_owner(exchange, pool, backend, error)
-        elif self._may_go_elsewhere(exchange, plan, error) and pool.next(exchange.tried) is not None:
+        elif self._may_go_elsewhere(exchange, plan, error) and pool.has_other(exchange.tried):
             exchange.retreat()
             self._send_anywhere(exchange)
         else:
@@ -402,6 +404,8 @@ class Gateway:
         pool.streams += 1
         exchange.backend.streams += 1
         exchange.streams_from = exchange.backend
+        if exchange.key is not None:
+            self.store.hold(exchange.key)
         self._meters.stream_opened(pool.name)
 
     def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
@@ -410,12 +414,11 @@ class Gateway:
             pool = self.pools[exchange.admission.pool]
             pool.streams -= 1
             exchange.streams_from.streams -= 1
+            if exchange.key is not None:
+                self.store.release(exchange.key)
             self._meters.stream_closed(pool.name, CLOSE_REASONS[fault])
         if exchange.counts_as_stream:
             self.streams -= 1
-        if exchange.holds_session:
-            assert exchange.key is not None
-            self.store.release(exchange.key)
         self._recorder.finished(exchange, fault, phase)
 
     def sweep(self, at_s: float) -> None:

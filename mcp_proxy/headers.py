@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Final
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import msgspec
 
-from mcp_proxy.wire import Header, Headers
+from mcp_proxy.wire import Fields, Header, Headers
 
 HOP_BY_HOP: Final = frozenset(
     (
@@ -39,16 +40,23 @@ _SLOTS: Final = (
     b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id", b"last-event-id",
 )  # fmt: skip
 
+_FORWARDED_FROM: Final = 2
+"""Slots from here on are forwarded. Host is the backend's own authority and Origin is judged
+here: SDK servers refuse foreign values of both with 421 and 403."""
+
+_ASCII_FROM: Final = 5
+"""Slots from here on are MCP's; bytes outside ASCII in them are an attack on comparisons."""
+
 _COLLECTED: Final = {b"via": 0, b"x-forwarded-for": 1, b"x-forwarded-proto": 2}
 """Lists (RFC 9110 section 5.3) that the proxy rewrites; all lines are joined."""
 
-_RULES: Final[dict[bytes, int]] = {
+_NAMED: Final[dict[bytes, int]] = {
     **dict.fromkeys(HOP_BY_HOP, _DROP),
     **dict.fromkeys(
         (
             b"content-length", b"expect",  # framing: rebuilt
-            b"forwarded", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix",
-            b"x-forwarded-server", b"x-client-cert", b"x-original-url", b"x-rewrite-url",  # claims: only ours
+            b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip", b"remote-user",
+            b"x-remote-user", b"x-original-url", b"x-rewrite-url",  # claims about the client: only ours
             b"cookie",  # belongs to the site in front, never to a backend
         ),
         _DROP,
@@ -58,11 +66,19 @@ _RULES: Final[dict[bytes, int]] = {
     b"connection": _CONNECTION,
 }  # fmt: skip
 
+_CLAIMS: Final = (b"x-forwarded-", b"x-auth-request-", b"x-ssl-client-", b"x-client-cert")
+"""Prefixes of what a proxy in front says about the client; believed by backends, so only ours pass."""
+
+_RULES: Final = dict(_NAMED)
+"""``_NAMED`` and names that were seen before, up to a bound."""
+
 _PROTECTED: Final = frozenset(_SLOTS) | frozenset(_COLLECTED) | {b"content-length", b"accept", b"expect"}
 """A ``Connection`` header must not be able to nominate these away (golang/go#50580)."""
 
-_RESPONSE_DROP: Final = HOP_BY_HOP | {b"content-length", b"server", b"set-cookie", b"alt-svc"}
+_RESPONSE_DROP: Final = HOP_BY_HOP | {b"content-length", b"content-location", b"server", b"set-cookie", b"alt-svc"}
 """Beside hop-by-hop: framing, and what speaks for the backend's own origin."""
+
+_RESPONSE_SINGLE: Final = frozenset((b"content-type", b"mcp-session-id", b"location"))
 
 
 class HeaderError(Exception):
@@ -116,8 +132,10 @@ def read_request(headers: Headers) -> RequestHead:
             if slots[rule] is not None:
                 raise HeaderError(f"the header {name.decode()} occurs more than once")
             slots[rule] = value
-            if rule > 1:  # not Host, not Origin
+            if rule >= _FORWARDED_FROM:
                 forward.append(pair)
+                if rule >= _ASCII_FROM and not value.isascii():
+                    raise HeaderError("an Mcp-* header holds bytes outside ASCII")
         elif rule == _CONNECTION:
             if value.lower() not in _PLAIN_CONNECTION:
                 nominated = _nominated(value) if nominated is None else nominated | _nominated(value)
@@ -129,9 +147,13 @@ def read_request(headers: Headers) -> RequestHead:
             collected = [pair] if collected is None else [*collected, pair]
     if nominated:
         forward = [pair for pair in forward if pair[0] not in nominated]
-    if collected is None:
-        return RequestHead(forward, *slots, b"", b"", b"")
-    return RequestHead(forward, *slots, *_join(collected))
+    via, forwarded_for, forwarded_proto = (b"", b"", b"") if collected is None else _join(collected)
+    host, origin, authorization, content_type, content_encoding, *mcp = slots
+    version, method, mcp_name, session_id, last_event_id = mcp
+    return RequestHead(
+        forward, host, origin, authorization, content_type, content_encoding,
+        version, method, mcp_name, session_id, last_event_id, via, forwarded_for, forwarded_proto,
+    )  # fmt: skip
 
 
 _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close", b""))
@@ -140,7 +162,7 @@ _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close", b""))
 def _nominated(value: bytes) -> set[bytes]:
     """Names that a Connection header declares hop-by-hop (RFC 9110 section 7.6.1)."""
     names = {token.strip().lower() for token in value.split(b",")}
-    if not names.isdisjoint(_PROTECTED):
+    if not names.isdisjoint(_PROTECTED) or any(name.startswith(b"mcp-") for name in names):
         raise HeaderError("Connection nominates a header that must reach the backend")
     return names
 
@@ -155,14 +177,16 @@ def _join(pairs: list[Header]) -> list[bytes]:
 def _classify(name: bytes) -> int:
     """The rule for a name that is not in the table; remembered, up to a bound."""
     rule = _FORWARD
-    if name.startswith(b"mcp-"):
-        rule = _MCP
-    elif b"_" in name:
+    if b"_" in name:
         # ``mcp_session_id`` becomes the same variable as ``mcp-session-id`` in WSGI- and
         # CGI-like backends: an alias of a header that decides is never forwarded.
         alias = name.replace(b"_", b"-")
-        if alias in _RULES or alias.startswith((b"mcp-", b"x-forwarded-")):
+        if alias in _NAMED or alias.startswith((b"mcp-", *_CLAIMS)):
             rule = _DROP
+    elif name.startswith(b"mcp-"):
+        rule = _MCP
+    elif name.startswith(_CLAIMS):
+        rule = _DROP
     if len(_RULES) < _KNOWN_NAMES_LIMIT and len(name) <= 64:
         _RULES[name] = rule
     return rule
@@ -172,7 +196,7 @@ _UNSAFE_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 
 
-def read_response(headers: Headers) -> tuple[Headers, int | None]:
+def read_response(headers: Headers) -> tuple[Fields, int | None]:
     """End-to-end headers of a response and its validated Content-Length (None if absent).
 
     The caller has refused Transfer-Encoding other than ``chunked``. Raises HeaderError for a
@@ -181,8 +205,13 @@ def read_response(headers: Headers) -> tuple[Headers, int | None]:
     length: int | None = None
     forward: Headers = []
     nominated: set[bytes] = set()
+    seen: set[bytes] = set()
     for pair in headers:
         name, value = pair
+        if name in _RESPONSE_SINGLE:
+            if name in seen:
+                raise HeaderError(f"the response has more than one {name.decode()}")
+            seen.add(name)
         if name not in _RESPONSE_DROP:
             if not name.startswith(b"access-control-"):  # CORS is answered for this origin, not the backend's
                 forward.append(pair)
@@ -196,7 +225,35 @@ def read_response(headers: Headers) -> tuple[Headers, int | None]:
         # A backend may not hide what the client needs for its session or its framing.
         nominated -= {b"mcp-session-id", b"content-type"}
         forward = [pair for pair in forward if pair[0] not in nominated]
-    return forward, length
+    return Fields(forward), length
+
+
+class Facts(msgspec.Struct, frozen=True, gc=False):
+    """What the head of a response says about it, and the headers to pass on."""
+
+    is_stream: bool
+    """``text/event-stream``."""
+    session_id: bytes | None
+    location: bytes | None
+    fields: Fields
+
+
+def read_facts(headers: Fields) -> Facts:
+    session_id = location = None
+    is_stream = is_unbuffered = False
+    for name, value in headers:
+        if name == b"content-type":
+            is_stream = value.partition(b";")[0].strip().lower() == b"text/event-stream"
+        elif name == b"mcp-session-id":
+            session_id = value
+        elif name == b"location":
+            location = value
+        elif name == b"x-accel-buffering":
+            is_unbuffered = True
+    if is_stream and not is_unbuffered:
+        # nginx in front of this proxy must not hold events back
+        headers = Fields([*headers, (b"x-accel-buffering", b"no")])
+    return Facts(is_stream, session_id, location, headers)
 
 
 def check_fields(headers: Headers) -> None:
@@ -234,30 +291,31 @@ def is_session_id(value: bytes) -> bool:
     return _SESSION_ID.fullmatch(value) is not None
 
 
-def rewrite_location(headers: Headers, backend: str, route: str) -> bool:
-    """Make a redirect of a backend (its full URL) point to the route that clients see.
+def rewrite_location(value: bytes, backend: str, route: str) -> bytes | None:
+    """A redirect of a backend (its full URL) to its own endpoint, as clients see it: the path
+    of the route, with the query of the redirect. None for a redirect to anywhere else.
 
-    In place; the new value is a path, valid under whatever name clients use. False if the
-    redirect leaves the backend's origin or its endpoint: such a one must not be passed on
-    (MCP clients refuse it, and it would tell them an internal address).
+    Such a one must not be passed on: MCP clients refuse other origins, and other paths of the
+    backend have no route here.
     """
-    origin, endpoint = _split_url(backend)
-    for index, (name, value) in enumerate(headers):
-        if name != b"location":
-            continue
-        target = value.decode("latin-1")
-        if not target.startswith("/") or target.startswith("//"):
-            if _split_url(target)[0] != origin:
-                return False
-            target = _split_url(target)[1]
-        if not target.startswith(endpoint):
-            return False
-        headers[index] = (name, (route + target[len(endpoint) :]).encode("latin-1"))
-    return True
+    try:
+        target = urlsplit(urljoin(backend, value.decode("ascii")))
+        base = urlsplit(backend)
+        same = _origin_of(target) == _origin_of(base) and target.path == base.path
+    except ValueError:
+        return None
+    if not same or target.username is not None:
+        return None
+    return f"{route}?{target.query}".encode() if target.query else route.encode()
 
 
-def _split_url(url: str) -> tuple[str, str]:
-    """(lower-case ``scheme://host:port``, the rest)."""
-    scheme, mark, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{authority}".lower(), slash + path
+def _origin_of(url: SplitResult) -> tuple[str, str | None, int]:
+    return url.scheme, url.hostname, url.port or (443 if url.scheme == "https" else 80)
+
+
+_MAPPED: Final = "::ffff:"
+
+
+def plain_address(address: str) -> str:
+    """An IPv4 client of a dual-stack socket, written as what it is."""
+    return address[len(_MAPPED) :] if address.startswith(_MAPPED) and "." in address else address

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mcp_proxy import clock
-from mcp_proxy.backends import Backend, Balance
+from mcp_proxy.backends import AVOID_S, Backend, Balance
 from mcp_proxy.upstream import Transport
 
 
@@ -16,8 +16,8 @@ class Pool:
     """``transports`` has one entry per backend id."""
 
     __slots__ = (
-        "_balance", "_by_id", "_transports", "authorization", "backends", "is_stateless", "lost_after_s", "name",
-        "streams",
+        "_balance", "_by_id", "_is_stateful", "_transports", "authorization", "backends", "is_stateless",
+        "lost_after_s", "name", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -36,8 +36,9 @@ class Pool:
         self.authorization = authorization
         """What backends get instead of the client's Authorization, None to pass that on."""
         self.is_stateless = False
-        """The last ``initialize`` was answered without a session id: requests may go
+        """Every ``initialize`` so far was answered without a session id: requests may go
         anywhere, and a session id that a client makes up means nothing."""
+        self._is_stateful = False
         self.streams = 0
         self._balance = balance
         self._transports = dict(transports)
@@ -54,7 +55,21 @@ class Pool:
 
     def next(self, tried: Sequence[str] = ()) -> Backend | None:
         """The backend for a request that no session binds, other than those tried."""
-        return self._balance.choose(self.backends, tried, clock.now())
+        at_s = clock.now()
+        backend = self._balance.choose(self.backends, tried, at_s)
+        if backend is not None and backend.unreachable_since_s is not None:
+            backend.avoid_until_s = at_s + AVOID_S  # one request probes it, the others go elsewhere
+        return backend
+
+    def has_other(self, tried: Sequence[str]) -> bool:
+        """``next(tried)`` would find a backend."""
+        return any(backend.id not in tried for backend in self.backends)
+
+    def learn_sessions(self, has_sessions: bool) -> None:
+        """An ``initialize`` succeeded with or without a session id. One that issued an id
+        settles it: an answer without may be an error inside a 200."""
+        self._is_stateful = self._is_stateful or has_sessions
+        self.is_stateless = not self._is_stateful
 
     def is_lost(self, backend: Backend) -> bool:
         """Unreachable for so long that its sessions are over."""

@@ -66,6 +66,7 @@ TABLE: Final[dict[str, Template]] = {
     "upstream_lost": Template(502, INTERNAL_ERROR, "Backend connection lost"),
     "upstream_invalid": Template(502, INTERNAL_ERROR, "Backend answered with invalid HTTP"),
     "session_conflict": Template(502, INTERNAL_ERROR, "Backend issued a session id that is in use"),
+    "credentials_refused": Template(502, INTERNAL_ERROR, "Backend refused the credentials of the proxy"),
     "upstream_timeout": Template(504, INTERNAL_ERROR, "Backend did not answer in time"),
     "internal_error": Template(500, INTERNAL_ERROR, "Internal proxy error"),
 }

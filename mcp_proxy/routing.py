@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from mcp_proxy.envelope import Envelope, Kind, decode_mcp_name
+from mcp_proxy.envelope import NAMED_METHODS, Envelope, Kind, decode_mcp_name
 from mcp_proxy.headers import RequestHead
 from mcp_proxy.wire import Rejection
 
@@ -68,7 +68,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 _INITIALIZE: Final = Plan(Era.LEGACY, Aim.NEW_SESSION, repeatable=True)
 _LEGACY_SESSION: Final = Plan(Era.LEGACY, Aim.SESSION)
-_LEGACY_SESSIONLESS: Final = Plan(Era.LEGACY, Aim.ANY)
+LEGACY_ANYWHERE: Final = Plan(Era.LEGACY, Aim.ANY)
+"""Legacy requests outside sessions, and all requests to backends that keep none."""
 _LEGACY_STREAM: Final = Plan(Era.LEGACY, Aim.SESSION, listens=True)
 _LEGACY_DELETE: Final = Plan(Era.LEGACY, Aim.SESSION, ends_session=True)
 _MODERN: Final = Plan(Era.MODERN, Aim.ANY)
@@ -81,7 +82,7 @@ ALLOW_POST: Final = [(b"allow", b"POST, OPTIONS")]
 
 
 def plan_post(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
-    """Classify a POST (rows 1-8 and 16-27 of the decision table in docs/routing.md)."""
+    """Classify a POST."""
     version = head.version
     claimed = envelope.version
     if version is None:
@@ -98,13 +99,18 @@ def plan_post(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
 def _legacy(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
     if envelope.kind is Kind.BATCH and head.version not in BATCH_VERSIONS:
         return Rejection("invalid_request", "batches exist in protocol revision 2025-03-26 only")
+    if head.method is not None or head.name is not None:
+        # Nobody needs these headers here, but somebody behind us may judge by them.
+        problem = _header_problem(head, envelope, required=False)
+        if problem is not None:
+            return _mismatch(envelope, problem)
     if head.session_id is not None:
         return _LEGACY_SESSION
-    if envelope.method == "initialize":
+    if envelope.method == "initialize" and envelope.kind is Kind.REQUEST:
         return _INITIALIZE
     # Do not ask for a session here: backends without sessions exist, and one that has them
     # says 400 itself.
-    return _LEGACY_SESSIONLESS
+    return LEGACY_ANYWHERE
 
 
 def _modern(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
@@ -112,15 +118,17 @@ def _modern(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
     if envelope.kind is Kind.BATCH:
         return Rejection("invalid_request", "this protocol revision has no batches")
     if envelope.kind is Kind.RESPONSE:
-        return Rejection("invalid_request", "this protocol revision has no client responses", envelope.id)
+        return Rejection("invalid_request", "this protocol revision has no client responses")
     is_request = envelope.kind is Kind.REQUEST
     if is_request and envelope.version is None and head.version in MODERN_VERSIONS:
         # Without it a body-first server would treat the message as legacy, and could serve
         # a session that was never checked here.
         return Rejection("missing_meta", "params._meta has no io.modelcontextprotocol/protocolVersion", envelope.id)
-    problem = _header_problem(head, envelope, is_request and head.version in MODERN_VERSIONS)
+    problem = _header_problem(head, envelope, required=is_request and head.version in MODERN_VERSIONS)
     if problem is not None:
         return _mismatch(envelope, problem)
+    if not is_request:
+        return _MODERN
     method = envelope.method
     if method == "server/discover":
         return _MODERN_DISCOVER
@@ -131,10 +139,10 @@ def _modern(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
     return _MODERN
 
 
-def _header_problem(head: RequestHead, envelope: Envelope, required: bool) -> str | None:
+def _header_problem(head: RequestHead, envelope: Envelope, *, required: bool) -> str | None:
     """Compare the mirrored headers with the body. ``required``: they must be present."""
     if head.method is not None:
-        if head.method.decode("latin-1") != envelope.method:
+        if head.method != envelope.method.encode():
             return "Mcp-Method differs from the method in the body"
     elif required:
         return "the Mcp-Method header is missing"
@@ -143,7 +151,7 @@ def _header_problem(head: RequestHead, envelope: Envelope, required: bool) -> st
             name = decode_mcp_name(head.name)
         except ValueError:
             return "Mcp-Name is not in its canonical encoding"
-        if name != envelope.name and (envelope.name is not None or envelope.method in _NAME_BEARING):
+        if name != envelope.name and (envelope.name is not None or envelope.method in NAMED_METHODS):
             return "Mcp-Name differs from the name in the body"
     elif required and envelope.name is not None and envelope.method in _NAME_BEARING:
         return "the Mcp-Name header is missing"
@@ -155,17 +163,17 @@ def _mismatch(envelope: Envelope, detail: str) -> Rejection:
 
 
 def plan_get(head: RequestHead) -> Plan | Rejection:
-    """Rows 9-13: a GET opens the stream of a known session; anything else is 405."""
+    """A GET opens the stream of a known session; anything else is 405."""
     if head.version is not None and head.version not in HANDSHAKE_VERSIONS:
         return Rejection("method_not_allowed", "this protocol revision has POST only", extra=ALLOW_POST)
     if head.session_id is None:
         # Stateless SDK servers would leave a sessionless GET hanging for ever.
-        return Rejection("method_not_allowed", "GET needs the Mcp-Session-Id of a session", extra=ALLOW_POST)
+        return Rejection("method_not_allowed", "GET needs the Mcp-Session-Id of a session", extra=ALLOW_ALL)
     return _LEGACY_STREAM
 
 
 def plan_delete(head: RequestHead) -> Plan | Rejection:
-    """Rows 13-15."""
+    """A DELETE ends a known session."""
     if head.version is not None and head.version not in HANDSHAKE_VERSIONS:
         return Rejection("method_not_allowed", "this protocol revision has POST only", extra=ALLOW_POST)
     if head.session_id is None:

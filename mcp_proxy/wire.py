@@ -1,6 +1,6 @@
 """The seam between doors, gateway and transports: what a message is, and who calls whom.
 
-Rules of this file: values and Protocols only, no behaviour, no I/O, no imports from the package.
+Rules of this file: values and Protocols, no I/O, no imports from the package.
 
     door -> Handler.admit(request)                 the head is known: an Admission, or a Rejection
     door -> Handler.handle(admission, body, reply) the body is whole; returns the Conversation
@@ -13,12 +13,46 @@ surrounding optional whitespace, order and duplicates are kept.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import msgspec
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
+
+
+class Fields(list[Header]):
+    """A header block that nobody changes any more, and that remembers its rendering.
+
+    On a connection that repeats its heads the same block is used again and again; what was
+    computed from it once is kept beside it.
+    """
+
+    __slots__ = ("block", "has_date", "note")
+
+    block: bytes
+    """The fields as HTTP/1.1 lines, each with its CR LF."""
+    has_date: bool
+
+    def __init__(self, headers: Iterable[Header] = ()) -> None:
+        super().__init__(headers)
+        self.note: Any = None
+        """Whatever the one consumer of the block wants to keep with it: the gateway, of a
+        response; the transport, of a request."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Render at the first use; from then on the slots answer."""
+        if name not in ("block", "has_date"):
+            raise AttributeError(name)
+        parts: list[bytes] = []
+        self.has_date = False
+        for field, value in self:
+            parts += (field, b": ", value, b"\r\n")
+            if field == b"date":
+                self.has_date = True
+        self.block = b"".join(parts)
+        return getattr(self, name)
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -36,12 +70,10 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Address of the TCP peer without port, ``""`` when unknown (Unix sockets)."""
     scheme: str
     """``"http"`` or ``"https"``, as the door's own socket sees it."""
-    started_s: float
-    """``clock.now()`` at the moment the head was complete."""
 
 
 class Reply(Protocol):
-    """The answer to one request. Calls are synchronous and never block.
+    """The answer to one request. ``headers`` are end-to-end only; the door frames. Calls are synchronous and never block.
 
     Legal order: ``answer`` | ``start`` ``write``* (``end`` | ``abort``) | ``abort``.
     After ``end``, ``abort`` or ``answer`` the object must not be used any more.
@@ -115,5 +147,6 @@ class Handler(Protocol):
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Conversation:
         """Serve the request. The reply may have been completed when this returns."""
 
-    def refuse(self, request: Request | None, rejection: Rejection, reply: Reply) -> None:
-        """Answer with a Rejection and record it. ``request`` None: no head could be read."""
+    def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
+        """Answer with a Rejection and record it. ``request`` has an empty method and target if
+        no head could be read."""

@@ -182,7 +182,7 @@ def _curl(url: str) -> str:
         "Mcp-Method: tools/call",
         "Mcp-Name: whoami",
     )
-    words = ["curl", "-sS", url]
+    words = ["curl", "-sS", "-w", r"\n", url]
     for field in fields:
         words += ["-H", field]
     return shlex.join([*words, "-d", json.dumps(message, separators=(",", ":"))])

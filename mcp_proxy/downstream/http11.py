@@ -1,11 +1,14 @@
 """The hardened door: an HTTP/1.1 server protocol for uvicorn's ``http=`` hook.
 
 Rules of this file: llhttp (httptools) decides what is valid; this file cuts the stream into
-messages, so that the parser never sees a byte beyond the message it is parsing. Hence
-nothing can be parsed as a new request that was sent as a body (``Upgrade``, RFC 9110 section
-7.8), a pipelined request never hides the end of the connection, and trailer fields are
-checked by the parser and read by nobody. Every wait has a deadline and every size a limit.
-An answer given before the request was read whole closes the connection.
+messages. A parser lives for one message and never sees a byte beyond it. Hence nothing can be
+parsed as a new request that was sent as a body (``Upgrade``, RFC 9110 section 7.8), a
+pipelined request never hides the end of the connection, and trailer fields are checked by the
+parser and read by nobody. Every wait has a deadline and every size a limit. An answer given
+before the request was read whole closes the connection.
+
+A client repeats its heads, but for the number in Content-Length. A head that was accepted
+once on a connection is accepted again if it has the same bytes, without being parsed again.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from typing import Any, Final, cast
 
 import httptools
 
-from mcp_proxy.clock import now
-from mcp_proxy.downstream.settings import DoorSettings, settings_of
-from mcp_proxy.headers import VALUE_LIMIT
-from mcp_proxy.wire import Admission, Conversation, Headers, Rejection, Request
+from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
+from mcp_proxy.headers import VALUE_LIMIT, plain_address
+from mcp_proxy.repeat import RepeatedHead
+from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
 
 TARGET_LIMIT: Final = 8 * 1024
 """Request target. nginx and most CDNs stop there."""
@@ -54,11 +57,10 @@ class Http11Protocol(asyncio.Protocol):
     """One connection. Implements Reply for the request it is serving."""
 
     __slots__ = (
-        "_admission", "_chunked", "_complete", "_conversation", "_headers_done", "_is_http10", "_keep_alive",
-        "_body_bytes", "_connections", "_has_served", "_is_head", "_left", "_must_close", "_parser", "_parts", "_peer",
-        "_pending", "_raw", "_reply_chunked", "_scheme", "_seen", "_settings", "_state", "_tail", "_transport",
-        "_wire_bytes",
-        "on_body", "__weakref__",
+        "__weakref__", "_admission", "_body_bytes", "_chunked", "_complete", "_connections",
+        "_conversation", "_has_served", "_headers_done", "_is_head", "_is_http10", "_is_surplus", "_keep_alive", "_left",
+        "_must_close", "_parser", "_parts", "_peer", "_pending", "_raw", "_repeated", "_reply_chunked", "_scheme",
+        "_seen", "_settings", "_state", "_tail", "_transport", "_wire_bytes", "on_body",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -71,12 +73,15 @@ class Http11Protocol(asyncio.Protocol):
         self._peer = ""
         self._scheme = "http"
         self._state = State.HEAD
+        self._is_surplus = False
+        """Accepted above the limit of connections, only to be told so."""
         self._must_close = False
         self._pending = b""
         # request
         self._raw = b""
         self._parts: list[bytes] = []
-        self.on_body: Callable[[bytes], None] = self._parts.append  # called by the parser, without a Python frame
+        self.on_body: Callable[[bytes], None] = self._parts.append
+        """Called by the parser; a bound C method spares a Python frame per chunk."""
         self._headers_done = False
         self._complete = False
         self._keep_alive = False
@@ -90,7 +95,8 @@ class Http11Protocol(asyncio.Protocol):
         self._is_head = False
         self._has_served = False
         self._admission: Admission | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = None
+        self._repeated: RepeatedHead[Admission] | None = None
         # response
         self._conversation: Conversation | None = None
         self._reply_chunked = False
@@ -104,15 +110,17 @@ class Http11Protocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
-            self._peer = peername[0]
+            self._peer = plain_address(peername[0])
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = "https"
         self._connections.add(self)
-        if self._settings.admit_connection(self):
+        connections = self._settings.count_connection()
+        self._is_surplus = connections > self._settings.connections_limit
+        if connections <= self._settings.connections_limit + SHED_CONNECTIONS:
             self._settings.head_due.arm(self)
         else:
             self._state = State.CLOSED
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = State.CLOSED
@@ -132,11 +140,15 @@ class Http11Protocol(asyncio.Protocol):
             self._conversation.resume()
 
     def data_received(self, data: bytes) -> None:
-        if self._pending and self._state is State.HEAD:
-            data, self._pending = self._pending + data, b""
         state = self._state
         try:
-            if state is State.HEAD or state is State.BODY:
+            if state is State.HEAD:
+                if self._pending:
+                    data, self._pending = self._pending + data, b""
+                elif self._repeated is not None and not self._raw and self._serve_repeated(self._repeated, data):
+                    return
+                self._read(data)
+            elif state is State.BODY:
                 self._read(data)
             elif state is State.SERVING:
                 self._pipeline(data)
@@ -174,6 +186,18 @@ class Http11Protocol(asyncio.Protocol):
             if self._complete and self._state is State.BODY:
                 self._serve()
 
+    def _serve_repeated(self, repeated: RepeatedHead[Admission], data: bytes) -> bool:
+        """Serve a request that came in one piece, its head as before. False: it is not one."""
+        length = repeated.match(data)
+        settings = self._settings
+        if length <= 0 or length > settings.handler.body_limit:
+            return False
+        self._state = State.SERVING
+        conversation = settings.handler.handle(repeated.value, data[-length:], self)
+        if self._state is State.SERVING:
+            self._conversation = conversation
+        return True
+
     def _read_head(self, data: bytes) -> bytes:
         """Take a head from ``data``; returns what follows it."""
         known = len(self._raw)
@@ -187,7 +211,7 @@ class Http11Protocol(asyncio.Protocol):
             if len(raw) > limit or end > limit:
                 reason = "head_too_large" if b"\r\n" in raw[: TARGET_LIMIT + 32] else "uri_too_long"
                 raise _Refused(reason, f"the limit is {limit} bytes")
-            self._parser.feed_data(data)  # refuses garbage now instead of at the deadline
+            self._feed_head(data, raw)  # refuses garbage now instead of at the deadline
             if self._headers_done:
                 raise _Refused("bad_request", "the head has bare line ends")
             if not known and self._has_served:  # the first head's deadline runs from the accept
@@ -197,23 +221,28 @@ class Http11Protocol(asyncio.Protocol):
         self._raw = b""
         head = raw[:end]
         self._feed_head(raw[known:end] if known else head, head)
+        if not self._headers_done:
+            raise _Refused("bad_request", "the head is not complete")
         self._open(head)
         return raw[end:]
 
     def _feed_head(self, new: bytes, head: bytes) -> None:
+        """Feed the ``new`` bytes of ``head``, which is all of it so far."""
+        parser = self._parser
+        if parser is None:
+            self._parser = parser = httptools.HttpRequestParser(self)
+            self._headers_done = self._complete = False
         try:
-            self._parser.feed_data(new)
+            parser.feed_data(new)
         except httptools.HttpParserUpgrade:
             if head.startswith(b"CONNECT "):
                 raise _Refused("method_not_allowed", "this is not a forward proxy") from None
             # The parser would stop here and leave the body to be read as another request.
             # The upgrade is declined (RFC 9110 section 7.8 lets a server ignore it) by
             # parsing the head again without it. Java clients send ``Upgrade: h2c`` always.
-            self._parser = httptools.HttpRequestParser(self)
+            self._parser = parser = httptools.HttpRequestParser(self)
             self._headers_done = self._complete = False
-            self._parser.feed_data(_without_upgrade(head))
-        if not self._headers_done:
-            raise _Refused("bad_request", "the head is not complete")
+            parser.feed_data(_without_upgrade(head))
 
     def _open(self, head: bytes) -> None:
         """The head is valid: read its fields, ask the gateway, get ready for the body."""
@@ -250,10 +279,10 @@ class Http11Protocol(asyncio.Protocol):
             _check_values(headers)
         if target[:1] != b"/":
             target = _origin_form(target, headers)
-        elif len(target) > TARGET_LIMIT:
+        if len(target) > TARGET_LIMIT:
             raise _Refused("uri_too_long", f"the limit is {TARGET_LIMIT} bytes")
-        request = Request(method, target, headers, self._peer, self._scheme, now())
-        self._begin_body(request, length, expects)
+        request = Request(method, target, headers, self._peer, self._scheme)
+        self._begin_body(request, head, length, expects)
 
     def _check_coding(self, value: bytes) -> None:
         """RFC 9112 section 6.1: a coding that is not understood is 501; HTTP/1.0 has none."""
@@ -261,7 +290,7 @@ class Http11Protocol(asyncio.Protocol):
             raise _Refused("not_implemented", "only the transfer coding chunked is understood")
         self._chunked = True
 
-    def _begin_body(self, request: Request, length: int, expects: bool) -> None:
+    def _begin_body(self, request: Request, head: bytes, length: int, expects: bool) -> None:
         settings = self._settings
         self._state = State.BODY
         self._left = length
@@ -275,15 +304,20 @@ class Http11Protocol(asyncio.Protocol):
             raise _Refused(admission.reason, request=request, rejection=admission)
         if length > settings.handler.body_limit:
             raise _Refused("body_too_large", f"the limit is {settings.handler.body_limit} bytes", request)
-        if settings.is_overloaded(self):
+        if self._is_surplus:
             raise _Refused("overloaded", "too many connections", request)
         self._admission = admission
-        if has_body:
-            settings.body_due.arm(self)
-            if expects and not self._is_http10:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        else:
+        if not self._chunked:
+            self._parser = None
+        if not has_body:
             self._serve()
+            return
+        settings.body_due.arm(self)
+        if expects:
+            if not self._is_http10:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif length and not self._closes():
+            self._repeated = RepeatedHead.of(head, admission)
 
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes from ``data``; returns what is behind the request."""
@@ -291,15 +325,17 @@ class Http11Protocol(asyncio.Protocol):
             return self._read_chunked(data)
         left = self._left
         rest = b""
-        if len(data) > left:
+        if len(data) >= left:
             data, rest = data[:left], data[left:]
+            self._complete = True
         self._left = left - len(data)
-        self._parser.feed_data(data)
+        self._parts.append(data)
         return rest
 
     def _read_chunked(self, data: bytes) -> bytes:
         """A chunked body ends with CR LF CR LF, so the parser is fed up to each of these in
         turn: when it reports the end, nothing behind it has been parsed."""
+        assert self._parser is not None
         joined = self._tail + data  # the four bytes may span segments
         start = len(self._tail)
         search = 0
@@ -308,11 +344,11 @@ class Http11Protocol(asyncio.Protocol):
             search = end = found + 4 if found >= 0 else len(joined)
             self._parser.feed_data(joined[start:end])
             start = end
-        self._tail = joined[-3:]
         parts = self._parts
         self._body_bytes += sum(map(len, parts[self._seen :]))
         self._seen = len(parts)
-        self._wire_bytes += len(data)
+        self._wire_bytes += start - len(self._tail)
+        self._tail = joined[max(0, start - 3) : start]
         if self._body_bytes > self._settings.handler.body_limit:
             raise _Refused("body_too_large", f"the limit is {self._settings.handler.body_limit} bytes")
         if self._wire_bytes > 2 * self._body_bytes + CHUNK_OVERHEAD:
@@ -323,6 +359,7 @@ class Http11Protocol(asyncio.Protocol):
         """The request is whole."""
         self._state = State.SERVING
         self._complete = self._headers_done = False
+        self._parser = None
         self._has_served = True
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -354,12 +391,16 @@ class Http11Protocol(asyncio.Protocol):
     def _refuse(self, rejection: Rejection, request: Request | None = None) -> None:
         """Answer before the request is whole. What follows on the wire is not a request."""
         self._must_close = True
+        if request is None:
+            admission = self._admission
+            request = Request(b"", b"", [], self._peer, self._scheme) if admission is None else admission.request
         self._settings.handler.refuse(request, rejection, self)
 
     # --- httptools callbacks ---------------------------------------------------------
 
     def on_headers_complete(self) -> None:
         self._headers_done = True
+        assert self._parser is not None
         self._keep_alive = self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
@@ -368,9 +409,11 @@ class Http11Protocol(asyncio.Protocol):
     # --- Reply -----------------------------------------------------------------------
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        has_body = status not in _BODYLESS
-        head = self._build_head(status, headers, b"content-length: %d\r\n" % len(body) if has_body else b"")
-        self._transport.write(head + body if has_body and not self._is_head else head)
+        if status in _BODYLESS:
+            self._transport.write(self._build_head(status, headers, b""))
+        else:
+            head = self._build_head(status, headers, b"content-length: %d\r\n" % len(body))
+            self._transport.write(head if self._is_head else head + body)
         self._finish()
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
@@ -404,17 +447,11 @@ class Http11Protocol(asyncio.Protocol):
             self._settings.linger_due.arm(self)
 
     def _build_head(self, status: int, headers: Headers, framing: bytes) -> bytes:
-        parts = [STATUS_LINES[status]]
-        has_date = False
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
-            if name == b"date":
-                has_date = True
-        if not has_date:
-            parts.append(self._settings.date_line)
-        parts.append(framing)
-        parts.append(b"connection: close\r\n\r\n" if self._closes() else b"\r\n")
-        return b"".join(parts)
+        fields = headers if type(headers) is Fields else Fields(headers)
+        block = fields.block
+        date = b"" if fields.has_date else self._settings.date_line
+        close = b"connection: close\r\n" if self._closes() else b""
+        return b"%b%b%b%b%b\r\n" % (STATUS_LINES[status], block, date, framing, close)
 
     def _closes(self) -> bool:
         return self._must_close or not self._keep_alive or self._is_http10
@@ -422,15 +459,19 @@ class Http11Protocol(asyncio.Protocol):
     def _finish(self) -> None:
         """The answer is complete: next request, or close."""
         self._conversation = None
-        if not self._closes():
-            self._state = State.HEAD
-            self._settings.keepalive_due.arm(self)
-            if self._pending:
-                asyncio.get_running_loop().call_soon(self._resume)
+        if self._closes():
+            self._part()
             return
+        self._state = State.HEAD
+        self._settings.keepalive_due.arm(self)
+        if self._pending:
+            asyncio.get_running_loop().call_soon(self._resume)
+
+    def _part(self) -> None:
+        """Close, so that the client can still read the answer."""
         was_whole = self._state is State.SERVING and not self._pending
         self._settings.linger_due.arm(self)
-        if was_whole or not self._transport.can_write_eof():
+        if was_whole:
             self._state = State.CLOSED
             self._transport.close()
         else:
@@ -439,7 +480,8 @@ class Http11Protocol(asyncio.Protocol):
             self._state = State.LINGERING
             self._wire_bytes = 0
             self._pending = b""
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # not with TLS: the client reads Connection: close
+                self._transport.write_eof()
 
     # --- deadlines: each looks whether it still applies ------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Hashable
 from email.utils import formatdate
 from typing import Any, Final, Protocol
 
@@ -31,7 +32,7 @@ SHED_CONNECTIONS: Final = 16
 """Connections above the limit that are still accepted, only to be told 503."""
 
 
-class Timed(Protocol):
+class Timed(Hashable, Protocol):
     """A connection, as its deadlines see it."""
 
     def expire_head(self) -> None: ...
@@ -75,13 +76,10 @@ class DoorSettings:
             self._date_due_s = at_s + 0.5
             self.date_line = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
 
-    def admit_connection(self, timed: Timed) -> bool:
-        """Count a new connection; False: there is no room even to say 503."""
+    def count_connection(self) -> int:
+        """A connection was accepted; how many there are with it."""
         self.connections += 1
-        return self.connections <= self.connections_limit + SHED_CONNECTIONS
-
-    def is_overloaded(self, timed: Timed) -> bool:
-        return self.connections > self.connections_limit
+        return self.connections
 
     def forget(self, timed: Timed) -> None:
         self.connections -= 1

@@ -9,6 +9,7 @@ prefix: ``localhost:evil`` and ``localhost.evil.com`` are not localhost.
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -45,7 +46,7 @@ class OriginGuard:
         self._is_local = is_loopback(listen_host)
         external = urlsplit(external_url) if external_url else None
         self._external_host = external.hostname if external else None
-        self._external_origin = _origin(external_url) if external_url else None
+        self._external_origin = _origin(f"{external.scheme}://{external.netloc}") if external else None
         self.judge_host = lru_cache(maxsize=1024)(self._judge_host)
 
     def _judge_host(self, host: bytes) -> str | None:
@@ -58,22 +59,24 @@ class OriginGuard:
         return "misdirected"
 
     def allows_origin(self, origin: bytes) -> bool:
-        parsed = _origin(origin.decode("latin-1"))
+        parsed = _origin(origin.decode("latin-1").lower())
         if parsed is None:
             return False
         return parsed == self._external_origin or (self._is_local and is_loopback(parsed[1]))
 
 
-def _origin(url: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port) of an absolute http(s) URL, None for anything else."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+def _origin(text: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port) of a serialised http(s) origin (RFC 6454 section 6.2), None for
+    anything else, such as ``null``. Not urlsplit's idea of a host: it forgives too much."""
+    scheme, mark, rest = text.partition("://")
+    authority = parse_authority(rest.encode("latin-1"))
+    if not mark or scheme not in _DEFAULT_PORTS or authority is None:
         return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        return None
-    return parts.scheme, parts.hostname.removesuffix("."), port or (443 if parts.scheme == "https" else 80)
+    host, port = authority
+    return scheme, host, _DEFAULT_PORTS[scheme] if port is None else port
+
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def cors_headers(origin: bytes) -> Headers:
@@ -85,12 +88,15 @@ def cors_headers(origin: bytes) -> Headers:
     ]
 
 
+_PARAM: Final = re.compile(rb"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,54}")
+
+
 def preflight_headers(origin: bytes, requested: bytes) -> Headers:
     """Answer to a preflight. ``Mcp-Param-*`` names that the page asks for are granted:
     their names are the tool author's choice. A missing name would look to the client like a
     server of the old era."""
     params = [name.strip() for name in requested.lower().split(b",")]
-    params = [name for name in params if name.startswith(b"mcp-param-") and len(name) <= 64][:32]
+    params = [name for name in params if _PARAM.fullmatch(name)][:32]
     return [
         (b"access-control-allow-origin", origin),
         (b"access-control-allow-methods", _CORS_METHODS),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from mcp_proxy import clock
+from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import SessionKey, SessionRecord
 
@@ -50,7 +50,7 @@ class MemoryStore:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        at_s = clock.now()
+        at_s = now()
         if entry.due_s <= at_s and not entry.streams:
             self._forget(key)
             return None
@@ -58,11 +58,11 @@ class MemoryStore:
         return entry.record
 
     def create(self, key: SessionKey, record: SessionRecord) -> bool:
-        if key in self._entries:
+        if self.get(key) is not None:
             return False
         if len(self._entries) >= self._limit:
             raise StoreError(f"the memory registry is full ({self._limit} sessions)")
-        self._entries[key] = _Entry(record, clock.now() + self._ttl_s)
+        self._entries[key] = _Entry(record, now() + self._ttl_s)
         self._counts[key.pool] += 1
         return True
 
@@ -77,9 +77,9 @@ class MemoryStore:
 
     def release(self, key: SessionKey) -> None:
         entry = self._entries.get(key)
-        if entry is not None:
+        if entry is not None and entry.streams:  # else the stream's session went, and this is another
             entry.streams -= 1
-            self._touch(key, entry, clock.now())
+            self._touch(key, entry, now())
 
     def count(self, pool: str) -> int:
         return self._counts[pool]

@@ -37,9 +37,9 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     session: str
     """8 hex digits of a keyed hash of the session id, ``""`` if none. Never the id."""
     peer: str
-    """Client address, after trusted proxies."""
+    """Client address, after trusted proxies; the TCP peer for refusals by a door."""
     duration_s: float
-    """From the complete request head to the last byte handed to the socket."""
+    """From the whole request to the last byte handed to the socket; 0 for refusals by a door."""
     upstream_s: float
     """Of that, from the request's first byte to the backend until the response head;
     0 when nothing was sent."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mcp_proxy.errors import UpstreamError
-from mcp_proxy.wire import Headers
+from mcp_proxy.wire import Fields
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -23,7 +23,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     method: bytes
     target: bytes
     """Path and query on the backend."""
-    headers: Headers
+    headers: Fields
     """End-to-end headers only, lower-case names, no Host, no framing."""
     body: bytes
     stream: bool = False
@@ -34,10 +34,11 @@ class Receiver(Protocol):
     """Gets the answer. Legal order: ``on_head`` ``on_body``* ``on_end``, or ``on_error`` once at
     any point. Nothing is called any more after ``Call.cancel``."""
 
-    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
+    def on_head(self, status: int, headers: Fields, length: int | None) -> None:
         """Final response head (1xx never show up). ``headers`` are end-to-end only, without
         Content-Length; ``length`` is the validated Content-Length, 0 for bodyless answers,
-        None when the length is unknown."""
+        None when the length is unknown. The same block may be delivered again with another
+        response: it must not be changed."""
 
     def on_body(self, chunk: bytes) -> None:
         """Body bytes without transfer coding, never empty, never more than framing allows."""

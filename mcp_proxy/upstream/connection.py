@@ -1,11 +1,15 @@
 """One HTTP/1.1 connection to a backend.
 
-Rules of this file: llhttp (httptools) decides what is valid and decodes bodies; this file
-decides where one response ends and whether the connection may carry another. The parser is
-fed the bytes of one response and never more, so nothing behind it can be mistaken for part
-of it. Header fields are read from the very bytes that the parser accepted; trailer fields
-are accepted by the parser and read by nobody. What is not certainly right is an error
-(RFC 9112 section 6.3); a connection that saw one is never used again.
+Rules of this file: llhttp (httptools) decides what is valid and decodes chunked bodies; this
+file decides where one response ends and whether the connection may carry another. A parser
+lives for one response and is fed the bytes of that response and never more, so nothing behind
+it can be mistaken for part of it. Header fields are read from the very bytes that the parser
+accepted; trailer fields are accepted by the parser and read by nobody. What is not certainly
+right is an error (RFC 9112 section 6.3); a connection that saw one is never used again.
+
+A backend repeats its heads, but for the number in Content-Length, at least towards the same
+client. A head that was accepted once is kept with the request's headers, and accepted again if
+it has the same bytes, without being parsed again.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ import httptools
 
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.headers import HeaderError, read_response
+from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.upstream import Outgoing, Receiver
-from mcp_proxy.wire import Headers
+from mcp_proxy.wire import Fields, Headers
 
 HEAD_LIMIT: Final = 64 * 1024
 """Response head. Twice what is accepted from clients; nginx's default is 4 to 8 KiB."""
@@ -57,13 +62,13 @@ class Connection(asyncio.Protocol):
     """Implements Call for the request it carries; one request at a time."""
 
     __slots__ = (
-        "_chunked", "_complete", "_begun", "_head_done", "_host", "_interim", "_keep_alive", "_left", "_owner",
-        "_parser", "_paused", "_parts", "_raw", "_receiver", "_reused", "_state", "_surplus", "_transport", "_watched",
-        "on_body", "__weakref__",
+        "__weakref__", "_begun", "_chunked", "_complete", "_head_done", "_host", "_interim", "_keep_alive",
+        "_left", "_owner", "_parser", "_parts", "_paused", "_raw", "_receiver", "_repeated", "_request", "_reused", "_state",
+        "_surplus", "_transport", "_watched", "on_body",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, host: bytes, *, watched: bool) -> None:
-        """``host``: value of the Host header. ``watched``: report every read to the owner."""
+        """``host``: value of the Host header. ``watched``: report progress to the owner."""
         # connection
         self._owner = owner
         self._host = host
@@ -72,20 +77,25 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reused = False
         self._paused = False
+        self._repeated: RepeatedHead[tuple[int, Fields]] | None = None
         # response
+        self._request: Fields | None = None
         self._receiver: Receiver | None = None
-        self._raw = b""
-        self._parts: list[bytes] = []
-        self.on_body: Callable[[bytes], None] = self._parts.append  # called by the parser, without a Python frame
         self._begun = False
+        """A byte of the response has arrived."""
+        self._raw = b""
+        self._parser: httptools.HttpResponseParser | None = None
+        self._parts: list[bytes] = []
+        self.on_body: Callable[[bytes], None] = self._parts.append
+        """Called by the parser; a bound C method spares a Python frame per chunk."""
         self._head_done = False
         self._complete = False
         self._surplus = False
         self._keep_alive = False
         self._chunked = False
         self._left: int | None = 0
+        """Bytes of the body to come; None when chunked or delimited by the close."""
         self._interim = 0
-        self._parser = httptools.HttpResponseParser(self)
 
     def __repr__(self) -> str:
         return f"<Connection to {self._host.decode()} {self._state.value}{' reused' if self._reused else ''}>"
@@ -104,19 +114,18 @@ class Connection(asyncio.Protocol):
         """Write a request. The connection must be usable."""
         self._state = State.HEAD
         self._receiver = receiver
-        body = outgoing.body
-        parts = [outgoing.method, b" ", outgoing.target, b" HTTP/1.1\r\nhost: ", self._host, b"\r\n"]
-        for name, value in outgoing.headers:
-            parts += (name, b": ", value, b"\r\n")
+        body, headers = outgoing.body, outgoing.headers
+        block = headers.block
+        self._request = headers
+        if headers.note is not None:
+            self._repeated = headers.note
         if body or outgoing.method == b"POST":
-            parts.append(b"content-length: %d\r\n\r\n" % len(body))
-        else:
-            parts.append(b"\r\n")
+            block = b"%bcontent-length: %d\r\n" % (block, len(body))
+        head = (outgoing.method, outgoing.target, self._host, block)
         if len(body) <= COPY_LIMIT:
-            parts.append(body)
-            self._transport.write(b"".join(parts))
+            self._transport.write(b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n%b" % (*head, body))
         else:
-            self._transport.write(b"".join(parts))
+            self._transport.write(b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % head)
             self._transport.write(body)
 
     def close(self) -> None:
@@ -124,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def fail(self, kind: str, detail: str) -> None:
-        """End the request in progress with an error and the connection with it."""
+        """End the request in progress, if any, with an error and the connection with it."""
         receiver, self._receiver = self._receiver, None
         error = self._error(kind, detail)
         self._state = State.CLOSED
@@ -175,11 +184,21 @@ class Connection(asyncio.Protocol):
         self._owner.gone(self)
 
     def data_received(self, data: bytes) -> None:
+        repeated = self._repeated
+        if repeated is not None and not self._begun and self._state is State.HEAD:
+            length = repeated.match(data)
+            if length >= 0:
+                self._begun = True
+                self._deliver_whole(repeated, data, length)
+                return
+        self._begun = True
         try:
             while data and self._receiver is not None:
                 data = self._read_head(data) if self._state is State.HEAD else self._read_body(data)
         except httptools.HttpParserError as error:
             self.fail("invalid", f"the response is not valid HTTP/1.1: {error}")
+        except httptools.HttpParserUpgrade:
+            self.fail("invalid", "the backend switched protocols, which nobody asked for")
         except (HeaderError, _Invalid) as error:
             self.fail("invalid", str(error))
         else:
@@ -192,32 +211,46 @@ class Connection(asyncio.Protocol):
 
     # --- reading one response --------------------------------------------------------
 
+    def _deliver_whole(self, repeated: RepeatedHead[tuple[int, Fields]], data: bytes, length: int) -> None:
+        """A response that came in one piece, its head as before."""
+        receiver = self._receiver
+        assert receiver is not None
+        status, fields = repeated.value
+        self._state = State.BODY
+        self._keep_alive = True
+        receiver.on_head(status, fields, length)
+        if self._receiver is receiver:
+            if length:
+                receiver.on_body(data[-length:])
+            if self._receiver is receiver:
+                self._finish()
+
     def _read_head(self, data: bytes) -> bytes:
         """Take the head from ``data``; returns what follows it."""
         known = len(self._raw)
         raw = self._raw + data if known else data
         end = raw.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
+            self._head_done = False
         if end == 3 or end > HEAD_LIMIT:
             if len(raw) > HEAD_LIMIT:
-                raise _Invalid("the response head is larger than 64 KiB")
-            self._feed(data)  # refuses garbage now instead of waiting for its end
+                raise _Invalid(f"the response head is larger than {HEAD_LIMIT} bytes")
+            self._parser.feed_data(data)  # refuses garbage now instead of waiting for its end
             if self._head_done:
                 raise _Invalid("the response head has bare line ends")
             self._raw = raw
             return b""
-        rest = raw[end:]
-        self._feed(raw[known:end])
+        self._parser.feed_data(raw[known:end])
         if not self._head_done:
             raise _Invalid("the response head is incomplete")
         self._raw = b""
-        self._head_done = False
+        rest = raw[end:]
         status = self._parser.get_status_code()
         if status < 200:
             self._swallow_interim(status)
-            return rest
-        headers = self._read_fields(raw[: end - 4], status)
-        self._surplus = self._complete and bool(rest)
-        self._deliver_head(status, headers)
+        else:
+            self._deliver_head(status, raw[:end], rest)
         return b"" if self._surplus else rest
 
     def _swallow_interim(self, status: int) -> None:
@@ -225,89 +258,101 @@ class Connection(asyncio.Protocol):
         self._interim += 1
         if status < 100 or status == 101 or self._interim > INTERIM_LIMIT:
             raise _Invalid(f"unexpected interim response {status}")
-        self._complete = False
-        self._begun = False
+        self._parser = None
 
-    def _read_fields(self, raw: bytes, status: int) -> Headers:
-        """The header fields of a head that the parser accepted."""
-        lines = raw.split(b"\r\n")
-        if not lines[0].startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or status > 599:
+    def _deliver_head(self, status: int, head: bytes, rest: bytes) -> None:
+        if status > 599 or not head.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
             raise _Invalid("the status line has an unknown version or status")
-        headers: Headers = []
+        forward, length = read_response(self._read_fields(head))
+        if status in _BODYLESS:
+            # A body that is announced may come all the same (uvicorn sends one): it would be
+            # taken for the next response.
+            self._keep_alive = self._keep_alive and not length and not self._chunked
+            self._chunked = False
+            length = 0
+        elif self._chunked and length is not None:
+            raise _Invalid("the response has both Content-Length and Transfer-Encoding")
+        elif length is not None and self._keep_alive:
+            self._repeated = RepeatedHead.of(head, (status, forward))
+            if self._request is not None:
+                self._request.note = self._repeated
+        if not self._chunked:
+            self._parser = None
+        self._left = length
+        self._complete = length == 0
+        self._surplus = self._complete and bool(rest)
+        self._state = State.BODY
+        receiver = self._receiver
+        assert receiver is not None
+        receiver.on_head(status, forward, length)
+        if self._complete and self._receiver is receiver:
+            self._finish()
+
+    def _read_fields(self, head: bytes) -> Headers:
+        """The header fields of a head that the parser accepted; notes ``_chunked``."""
         self._chunked = False
-        for line in lines[1:]:
+        headers: Headers = []
+        for line in head[:-4].split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             name = name.lower()
             value = value.strip()
             if name == b"transfer-encoding":
                 # llhttp accepts codings before and after chunked and leaves them undecoded
-                if value.lower() != b"chunked" or self._chunked or lines[0][7] != 0x31:
+                if value.lower() != b"chunked" or self._chunked or head[7] != _VERSION_11:
                     raise _Invalid("the response has a Transfer-Encoding other than chunked")
                 self._chunked = True
             headers.append((name, value))
         return headers
 
-    def _deliver_head(self, status: int, headers: Headers) -> None:
-        forward, length = read_response(headers)
-        if status in _BODYLESS:
-            length = 0
-        elif self._chunked:
-            if length is not None:
-                raise _Invalid("the response has both Content-Length and Transfer-Encoding")
-        self._left = length
-        self._state = State.BODY
-        receiver = self._receiver
-        assert receiver is not None
-        receiver.on_head(status, forward, length)
-        if self._complete and self._receiver is not None:
-            self._finish()
-
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes from ``data``; returns what is behind the response."""
-        rest = b""
         left = self._left
-        if left is not None:
-            if len(data) > left:
-                data, rest = data[:left], data[left:]
-            self._left = left - len(data)
         if self._chunked:
-            self._feed_chunked(data)
-        else:
-            self._feed(data)
-        parts = self._parts
-        if parts:
-            chunk = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
-            receiver = self._receiver
-            assert receiver is not None
-            receiver.on_body(chunk)
-        if self._complete and self._receiver is not None:
-            self._surplus = self._surplus or bool(rest)
+            data = self._decode(data)
+        elif left is not None:
+            if len(data) >= left:
+                self._complete = True
+                self._surplus = len(data) > left
+                data = data[:left]
+            self._left = left - len(data)
+        receiver = self._receiver
+        assert receiver is not None
+        if data:
+            receiver.on_body(data)
+        if self._complete and self._receiver is receiver:
             self._finish()
         return b""
 
-    def _feed_chunked(self, data: bytes) -> None:
-        """Feed chunked data; whatever follows the last chunk is surplus and is not looked at."""
+    def _decode(self, data: bytes) -> bytes:
+        """Body bytes of chunked ``data``. What follows the last chunk is surplus: the parser
+        meets it as the beginning of another message and is stopped there."""
+        assert self._parser is not None
         try:
-            self._feed(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserError:
             if not self._complete:
                 raise
             self._surplus = True
-
-    def _feed(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        parts = self._parts
+        if not parts:
+            return b""
+        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return chunk
 
     def _finish(self) -> None:
         """The response is complete: hand over, then decide about reuse."""
         receiver, self._receiver = self._receiver, None
-        self.resume()
+        self._request = None
+        if self._paused:
+            self.resume()
         reusable = self._keep_alive and not self._surplus and not self._transport.get_write_buffer_size()
         if reusable:
             self._state = State.IDLE
             self._reused = True
-            self._complete = self._begun = False
+            self._complete = self._begun = self._chunked = False
             self._interim = 0
+            self._parser = None
         else:
             self._state = State.CLOSED
             self._transport.close()
@@ -320,20 +365,21 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            # A second response behind the first. Stop here, before any of it is decoded.
-            self._surplus = True
             raise _Invalid("surplus bytes behind the response")
-        self._begun = True
 
     def on_headers_complete(self) -> None:
         self._head_done = True
+        assert self._parser is not None
+        self._keep_alive = self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
-        self._complete = True
-        self._keep_alive = self._parser.should_keep_alive()
+        if self._chunked:
+            self._complete = True
 
 
 _BODYLESS: Final = frozenset((204, 304))
+
+_VERSION_11: Final = ord("1")
 
 
 class _Invalid(Exception):

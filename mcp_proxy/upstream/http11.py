@@ -44,8 +44,7 @@ class Http11Transport:
         self._tasks = tasks
         self._connect_timeout_s = connect_timeout_s
         self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}
-        self._idle_due: Deadlines[Connection] = Deadlines(IDLE_S, self._expire_idle)
+        self._idle: Deadlines[Connection] = Deadlines(IDLE_S, Connection.close)
         self._head_due: Deadlines[Connection] = Deadlines(head_timeout_s, self._expire_head)
         self._body_due: Deadlines[Connection] = Deadlines(idle_timeout_s, self._expire_body)
         self._watched = head_timeout_s is not None or idle_timeout_s is not None
@@ -62,9 +61,7 @@ class Http11Transport:
 
     def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
         if not fresh:
-            while self._idle:
-                connection, _ = self._idle.popitem()
-                self._idle_due.disarm(connection)
+            while (connection := self._idle.take_newest()) is not None:
                 if connection.is_usable:
                     self.begin(connection, outgoing, receiver)
                     return connection
@@ -74,7 +71,8 @@ class Http11Transport:
 
     def begin(self, connection: Connection, outgoing: Outgoing, receiver: Receiver) -> None:
         connection.send(outgoing, receiver)
-        self._head_due.arm(connection)
+        if self._watched:
+            self._head_due.arm(connection)
 
     async def dial(self) -> Connection:
         """A new connection. Raises OSError (ssl.SSLError and TimeoutError included)."""
@@ -90,33 +88,29 @@ class Http11Transport:
 
     def sweep(self, at_s: float) -> None:
         """Fire due timeouts; a job for the Ticker."""
-        self._idle_due.sweep(at_s)
+        self._idle.sweep(at_s)
         self._head_due.sweep(at_s)
         self._body_due.sweep(at_s)
 
     async def aclose(self) -> None:
         self._closed = True
         for connection in list(self._open):
-            if connection in self._idle:
-                connection.close()
-            else:
-                connection.fail("lost", "the proxy is closing")
+            connection.fail("lost", "the proxy is closing")
 
     # --- Owner: called by connections ------------------------------------------------
 
     def released(self, connection: Connection) -> None:
-        self._head_due.disarm(connection)
-        self._body_due.disarm(connection)
+        if self._watched:
+            self._head_due.disarm(connection)
+            self._body_due.disarm(connection)
         if self._closed or len(self._idle) >= IDLE_LIMIT:
             connection.close()
         else:
-            self._idle[connection] = None
-            self._idle_due.arm(connection)
+            self._idle.arm(connection)
 
     def gone(self, connection: Connection) -> None:
         self._open.discard(connection)
-        self._idle.pop(connection, None)
-        self._idle_due.disarm(connection)
+        self._idle.disarm(connection)
         self._head_due.disarm(connection)
         self._body_due.disarm(connection)
 
@@ -125,10 +119,6 @@ class Http11Transport:
         self._body_due.arm(connection)
 
     # --- deadlines -------------------------------------------------------------------
-
-    def _expire_idle(self, connection: Connection) -> None:
-        self._idle.pop(connection, None)
-        connection.close()
 
     def _expire_head(self, connection: Connection) -> None:
         connection.fail("timeout", f"no response head within {self._head_due.delay_s:g} s")

@@ -21,7 +21,7 @@ from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.headers import HeaderError, check_fields, read_response
 from mcp_proxy.upstream import Outgoing, Receiver
 from mcp_proxy.upstream.httpx_trace import Trace
-from mcp_proxy.wire import Headers
+from mcp_proxy.wire import Fields
 
 CLOSE_S: Final = 1.0
 """How long giving a connection back may take; only a peer that does not read needs any time."""
@@ -197,7 +197,7 @@ class HttpxCall:
 
     # --- response --------------------------------------------------------------------
 
-    def _read_head(self, response: httpx2.Response) -> tuple[int, Headers, int | None]:
+    def _read_head(self, response: httpx2.Response) -> tuple[int, Fields, int | None]:
         """What the Receiver gets, or UpstreamError."""
         status, version = response.status_code, response.extensions.get("http_version", b"HTTP/1.1")
         pairs = [(name.lower(), value) for name, value in response.headers.raw]

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import uuid
+from email.utils import formatdate
 from typing import cast
 
 import uvloop
@@ -31,11 +32,11 @@ _TOOL = re.compile(rb'"name":"(\w+)"')
 _COUNT = re.compile(rb'"count":(\d+)')
 
 _JSON_HEAD = (
-    b"HTTP/1.1 200 OK\r\ndate: Sat, 01 Aug 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+    b"HTTP/1.1 200 OK\r\ndate: %b\r\nserver: uvicorn\r\n"
     b"content-type: application/json\r\nmcp-session-id: %b\r\ncontent-length: %d\r\n\r\n"
 )
 _STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ndate: Sat, 01 Aug 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+    b"HTTP/1.1 200 OK\r\ndate: %b\r\nserver: uvicorn\r\n"
     b"cache-control: no-cache, no-transform\r\nconnection: keep-alive\r\ncontent-type: text/event-stream\r\n"
     b"mcp-session-id: %b\r\nx-accel-buffering: no\r\ntransfer-encoding: chunked\r\n\r\n"
 )
@@ -122,6 +123,12 @@ class State:
         self.listeners: dict[Stub, None] = {}
         self.pacer = Pacer(loop)
         self.flooded_bytes = 0
+        self._turn_clock()
+
+    def _turn_clock(self) -> None:
+        """A real server's Date changes every second, and with it every response head."""
+        self.date = formatdate(usegmt=True).encode()
+        self.loop.call_later(1.0, self._turn_clock)
 
     def control(self, command: dict[str, float]) -> dict[str, int]:
         if "interval" in command:
@@ -189,7 +196,7 @@ class Stub(asyncio.Protocol):
             self._serve_post(session[1], body)
         elif head.startswith(b"GET"):
             self._state.listeners[self] = None
-            self.send(_STREAM_HEAD % session[1])
+            self.send(_STREAM_HEAD % (self._state.date, session[1]))
         else:
             self._state.sessions.discard(session[1])
             self.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
@@ -197,7 +204,7 @@ class Stub(asyncio.Protocol):
     def _serve_outside_session(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"POST /control"):
             answer = json.dumps(self._state.control(json.loads(body))).encode()
-            self.send(_JSON_HEAD % (b"-", len(answer)) + answer)
+            self.send(_JSON_HEAD % (self._state.date, b"-", len(answer)) + answer)
         elif b'"initialize"' in body:
             session_id = uuid.uuid4().hex.encode()
             self._state.sessions.add(session_id)
@@ -205,7 +212,7 @@ class Stub(asyncio.Protocol):
                 b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":'
                 b'{"tools":{}},"serverInfo":{"name":"stub","version":"1"}}}'
             )
-            self.send(_JSON_HEAD % (session_id, len(answer)) + answer)
+            self.send(_JSON_HEAD % (self._state.date, session_id, len(answer)) + answer)
         else:
             self.send(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
 
@@ -217,14 +224,14 @@ class Stub(asyncio.Protocol):
             )
         elif tool[1] == b"weather":
             answer = tool_answer(request_id[1])
-            self.send(_JSON_HEAD % (session_id, len(answer)) + answer)
+            self.send(_JSON_HEAD % (self._state.date, session_id, len(answer)) + answer)
         elif tool[1] == b"events":
-            self.send(_STREAM_HEAD % session_id)
+            self.send(_STREAM_HEAD % (self._state.date, session_id))
             self._state.pacer.streams[self] = None
         else:
             count = _COUNT.search(body)
             self._flood_left = int(count[1]) if count else 0
-            self.send(_STREAM_HEAD % session_id)
+            self.send(_STREAM_HEAD % (self._state.date, session_id))
             self._flood()
 
     def _flood(self) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import secrets
 import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from typing import NamedTuple
 
 from tests.bench.backend import MARK, tool_answer
@@ -22,6 +24,8 @@ STALL_S = 10.0
 """Without a byte for so long a candidate counts as stuck."""
 OPEN_AT_ONCE = 64
 """Streams being opened at a time: below every listen backlog."""
+CALLS_IN_SCRIPT = 64
+"""Calls of a connection before it begins again with the first."""
 _READ_BYTES = 65536
 
 _COMMON = (
@@ -30,7 +34,7 @@ _COMMON = (
 )
 _MCP = (
     "accept: application/json, text/event-stream\r\ncontent-type: application/json\r\n"
-    "mcp-session-id: {session}\r\nmcp-protocol-version: 2025-11-25\r\n"
+    "mcp-session-id: {session}\r\nmcp-protocol-version: 2025-11-25\r\n{extra}"
 )
 _POST = "POST /mcp HTTP/1.1\r\n" + _COMMON + _MCP + "Content-Length: {length}\r\n\r\n{body}"
 _GET = "GET /mcp HTTP/1.1\r\n" + _COMMON + "Cache-Control: no-store\r\n" + _MCP + "\r\n"
@@ -45,9 +49,12 @@ _INITIALIZE = (
 _JSON = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 
 
-def tool_request(port: int, session: str, request_id: int, tool: str, arguments: str) -> bytes:
+def tool_request(
+    port: int, session: str, request_id: int, tool: str, arguments: str, extra: str = ""
+) -> bytes:
+    """A ``tools/call`` as the SDK sends it; ``extra`` are further header lines."""
     body = _CALL.format(id=request_id, tool=tool, arguments=arguments)
-    return _POST.format(port=port, session=session, length=len(body), body=body).encode()
+    return _POST.format(port=port, session=session, extra=extra, length=len(body), body=body).encode()
 
 
 def open_sessions(port: int, count: int) -> list[str]:
@@ -91,35 +98,56 @@ class Calls(NamedTuple):
 class _Caller:
     """One keep-alive connection with one call in flight."""
 
-    __slots__ = ("answer", "request", "rest", "sent_at", "sock")
+    __slots__ = ("_answer", "_rest", "_script", "sent_at", "sock")
 
-    def __init__(self, port: int, session: str, request_id: int) -> None:
+    def __init__(self, port: int, session: str, first_id: int, *, traced: bool) -> None:
         self.sock = _connect(port)
-        self.request = tool_request(port, session, request_id, "weather", '"city":"Reykjavik"')
-        self.answer = tool_answer(b"%d" % request_id)
-        self.rest = b""
+        script = [
+            (_script_request(port, session, request_id, traced=traced), tool_answer(b"%d" % request_id))
+            for request_id in range(first_id, first_id + CALLS_IN_SCRIPT)
+        ]
+        self._script = cycle(script)
+        self._answer = b""
+        self._rest = b""
         self.sent_at = 0.0
+
+    def call(self, at_s: float) -> None:
+        request, self._answer = next(self._script)
+        self.sent_at = at_s
+        self.sock.send(request)
 
     def is_answered(self, data: bytes) -> bool:
         """Whether the answer is complete with these bytes. Raises BenchError if it is another one."""
-        data = self.rest + data
-        if data.startswith(b"HTTP/1.1 200") and data.endswith((self.answer, self.answer + b"\r\n0\r\n\r\n")):
-            self.rest = b""
+        data = self._rest + data
+        if data.startswith(b"HTTP/1.1 200") and data.endswith(
+            (self._answer, self._answer + b"\r\n0\r\n\r\n")
+        ):
+            self._rest = b""
             return True
         if not data or len(data) > 4096 or not b"HTTP/1.1 200".startswith(data[:12]):
             raise BenchError(f"unexpected answer to a call: {data[:400]!r}")
-        self.rest = data
+        self._rest = data
         return False
 
 
-class CallLoad:
-    """A closed loop: every connection sends its next call when the last one is answered."""
+def _script_request(port: int, session: str, request_id: int, *, traced: bool) -> bytes:
+    """Ids and arguments differ from call to call, and so do the lengths of the bodies."""
+    city = "Llanfairpwllgwyngyll"[: 4 + request_id % 16]
+    trace = f"traceparent: 00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01\r\n" if traced else ""
+    return tool_request(port, session, request_id, "weather", f'"city":"{city}"', trace)
 
-    def __init__(self, port: int, connections: int) -> None:
+
+class CallLoad:
+    """A closed loop: every connection sends its next call when the last one is answered.
+
+    ``traced``: every call has a ``traceparent`` of its own, so that no two heads are alike.
+    """
+
+    def __init__(self, port: int, connections: int, *, traced: bool = False) -> None:
         sessions = open_sessions(port, connections)
         self._callers: dict[int, _Caller] = {}
-        for request_id, session in enumerate(sessions, 1):
-            caller = _Caller(port, session, request_id)
+        for number, session in enumerate(sessions):
+            caller = _Caller(port, session, 1 + number * CALLS_IN_SCRIPT, traced=traced)
             self._callers[caller.sock.fileno()] = caller
         self._epoll = _watch(self._callers)
 
@@ -129,8 +157,7 @@ class CallLoad:
         started = clock()
         until = started + seconds
         for caller in callers.values():
-            caller.sent_at = clock()
-            caller.sock.send(caller.request)
+            caller.call(clock())
         in_flight = len(callers)
         while in_flight:
             for descriptor in _ready(self._epoll):
@@ -140,8 +167,7 @@ class CallLoad:
                 now = clock()
                 latencies.append(now - caller.sent_at)
                 if now < until:
-                    caller.sent_at = now
-                    caller.sock.send(caller.request)
+                    caller.call(now)
                 else:
                     in_flight -= 1
         return Calls(clock() - started, latencies)
@@ -218,7 +244,7 @@ class Streams:
 
 def listening_streams(port: int, sessions: list[str]) -> Streams:
     """One idle GET stream per session."""
-    return Streams(port, (_GET.format(port=port, session=session).encode() for session in sessions))
+    return Streams(port, (_GET.format(port=port, session=session, extra="").encode() for session in sessions))
 
 
 def event_streams(port: int, count: int) -> Streams:

@@ -59,7 +59,8 @@ class Bench:
     def run(self) -> None:
         with self._backend() as backend, ExitStack() as stack:
             running = [*self._started(stack, backend), Instance(DIRECT, backend.port, None)]
-            self._rounds("calls", running, backend, self._calls(stack, backend))
+            self._rounds("calls", running, backend, self._calls)
+            self._rounds("traced", running[:-1], backend, self._traced_calls)
             self._rounds("events", running[:-1], backend, self._events)
         for name in self.options.names:
             self._alone("streams", name, self._idle_streams)
@@ -131,17 +132,13 @@ class Bench:
 
     # --- what is asked ---
 
-    def _calls(self, stack: ExitStack, backend: Process) -> Callable[[Instance, Process], Numbers]:
-        """Connections and sessions stay open over all rounds."""
-        loads: dict[str, load.CallLoad] = {}
+    def _calls(self, instance: Instance, backend: Process) -> Numbers:
+        with closing(load.CallLoad(instance.port, self.options.connections)) as calls:
+            return self._call_numbers(calls, instance, backend)
 
-        def sample(instance: Instance, backend: Process) -> Numbers:
-            if instance.name not in loads:
-                opened = load.CallLoad(instance.port, self.options.connections)
-                loads[instance.name] = stack.enter_context(closing(opened))
-            return self._call_numbers(loads[instance.name], instance, backend)
-
-        return sample
+    def _traced_calls(self, instance: Instance, backend: Process) -> Numbers:
+        with closing(load.CallLoad(instance.port, self.options.connections, traced=True)) as calls:
+            return self._call_numbers(calls, instance, backend)
 
     def _call_numbers(self, calls: load.CallLoad, instance: Instance, backend: Process) -> Numbers:
         calls.run(WARM_S)

@@ -66,6 +66,15 @@ TABLES = (
         ),
     ),
     Table(
+        "traced",
+        "the same with a traceparent per call, so that no two heads are alike",
+        (
+            Column("CPU us/call", "cpu_us", "{:.1f}"),
+            Column("x nginx", "cpu_us", "{:.2f}", True),
+            Column("calls/s", "per_s", "{:,.0f}"),
+        ),
+    ),
+    Table(
         "events",
         "SSE events of 150 B, {event_streams} streams, one event each per {event_interval_ms} ms",
         (

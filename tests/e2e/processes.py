@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from tests.tools import PATIENCE_S
@@ -40,13 +41,19 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(*arguments: str, fds: tuple[int, ...] = (), **environ: str) -> Iterator[Process]:
-    """``python arguments`` until the block ends; then SIGTERM, and a look at what it printed."""
+def started(
+    *arguments: str,
+    fds: tuple[int, ...] = (),
+    environ: Mapping[str, str] = MappingProxyType({}),
+    is_judged: bool = True,
+) -> Iterator[Process]:
+    """``python arguments`` until the block ends, then SIGTERM. ``is_judged``: a traceback in what it
+    printed is a failure."""
     with tempfile.TemporaryFile() as output:
         popen = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=os.environ | environ,
+            env={**os.environ, **environ},
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -56,28 +63,34 @@ def started(*arguments: str, fds: tuple[int, ...] = (), **environ: str) -> Itera
         try:
             yield process
         finally:
-            popen.terminate()
-            try:
-                popen.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                popen.kill()
-                popen.wait()
-                raise AssertionError(f"did not stop: {process.printed()[-4000:]}") from None
-        assert "Traceback" not in process.printed(), process.printed()[-8000:]
+            _stop(process)
+        assert not is_judged or "Traceback" not in process.printed(), process.printed()[-8000:]
+
+
+def _stop(process: Process) -> None:
+    process.popen.terminate()
+    try:
+        process.popen.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.popen.kill()
+        process.popen.wait()
+        raise AssertionError(f"did not stop: {process.printed()[-4000:]}") from None
 
 
 @contextlib.contextmanager
-def replica(name: str) -> Iterator[str]:
+def _inheriting(*arguments: str, environ: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """``started`` with ``--fd`` of a listening socket; its origin. It may be connected to at once."""
+    with contextlib.ExitStack() as stack:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            fd = listening.fileno()
+            port = listening.getsockname()[1]
+            stack.enter_context(started(*arguments, "--fd", str(fd), fds=(fd,), environ=environ))
+        yield f"http://127.0.0.1:{port}"
+
+
+def replica(name: str) -> contextlib.AbstractContextManager[str]:
     """A replica of ``replica.py``; its origin (``http://host:port``)."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        fd = listening.fileno()
-        origin = "http://127.0.0.1:{1}".format(*listening.getsockname())
-        arguments = ("-m", "tests.e2e.replica", "--name", name, "--fd", str(fd))
-        running = started(*arguments, fds=(fd,))
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(running)
-            listening.close()
-            yield origin
+    return _inheriting("-m", "tests.e2e.replica", "--name", name)
 
 
 def configuration(pools: dict[str, list[str]], **options: Any) -> dict[str, Any]:
@@ -90,28 +103,32 @@ def configuration(pools: dict[str, list[str]], **options: Any) -> dict[str, Any]
 
 @contextlib.contextmanager
 def proxy(door: str, config: dict[str, Any]) -> Iterator[str]:
-    """The proxy behind this door; its origin. Stopped with SIGTERM, and that is clean."""
+    """The proxy behind this door; its origin. SIGTERM ends it, and cleanly."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "proxy.yaml"
-        if door == "asgi":
-            file.write_text(json.dumps(config))
-            with socket.create_server(("127.0.0.1", 0)) as listening:
-                origin = "http://127.0.0.1:{1}".format(*listening.getsockname())
-                fd = listening.fileno()
-                arguments = ("-m", "uvicorn", "mcp_proxy.asgi:app", "--fd", str(fd), "--log-level", "warning")
-                with started(*arguments, fds=(fd,), MCP_PROXY_CONFIG=str(file)):
-                    listening.close()
-                    yield origin
-        else:
-            port, admin = free_ports(2)
-            listen = {"listen": f"127.0.0.1:{port}", "admin": {"listen": f"127.0.0.1:{admin}"}}
-            file.write_text(json.dumps(config | listen))
-            with started("-m", "mcp_proxy", "serve", "--config", str(file)) as process:
-                _wait_until_it_accepts(process, port)
-                yield f"http://127.0.0.1:{port}"
+        running = _asgi(file, config) if door == "asgi" else _http11(file, config)
+        with running as origin:
+            yield origin
 
 
-def _wait_until_it_accepts(process: Process, port: int) -> None:
+def _asgi(file: Path, config: dict[str, Any]) -> contextlib.AbstractContextManager[str]:
+    file.write_text(json.dumps(config))
+    server = ("-m", "uvicorn", "mcp_proxy.asgi:app", "--log-level", "warning")
+    return _inheriting(*server, environ={"MCP_PROXY_CONFIG": str(file)})
+
+
+@contextlib.contextmanager
+def _http11(file: Path, config: dict[str, Any]) -> Iterator[str]:
+    port, admin = free_ports(2)
+    listen = {"listen": f"127.0.0.1:{port}", "admin": {"listen": f"127.0.0.1:{admin}"}}
+    file.write_text(json.dumps(config | listen))
+    with started("-m", "mcp_proxy", "serve", "--config", str(file)) as process:
+        wait_until_it_accepts(process, port)
+        yield f"http://127.0.0.1:{port}"
+    assert process.popen.returncode == 0
+
+
+def wait_until_it_accepts(process: Process, port: int) -> None:
     """The one wait with a pause: before the listener exists there is nothing to wait on."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.popen.poll() is None:
@@ -119,4 +136,4 @@ def _wait_until_it_accepts(process: Process, port: int) -> None:
             socket.create_connection(("127.0.0.1", port)).close()
             return
         time.sleep(0.02)
-    raise AssertionError(f"the proxy does not accept connections: {process.printed()[-4000:]}")
+    raise AssertionError(f"does not accept connections: {process.printed()[-4000:]}")

@@ -10,6 +10,7 @@ import pytest
 from mcp.client.session import ClientRequestContext, IncomingMessage
 
 from tests.e2e.clients import Guest, answer
+from tests.tools import PATIENCE_S
 
 
 @pytest.mark.parametrize("path", ["stateful", "json"])
@@ -107,7 +108,7 @@ async def test_notifications_outside_a_call_arrive_on_the_get_stream(guest: Gues
 
     async with guest.connect("stateful", "legacy", message_handler=arrived.put) as client:
         owner = answer(await client.call_tool("announce"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             notifications = [await arrived.get(), await arrived.get()]
     assert {type(notification) for notification in notifications} == {
         types.ToolListChangedNotification,
@@ -140,7 +141,7 @@ async def test_a_call_that_the_client_gives_up_is_cancelled_on_its_replica(guest
         owner = answer(await client.call_tool("whoami"))["replica"]
         arguments = {"key": guest.mark}
         call = asyncio.create_task(client.call_tool("linger", arguments, progress_callback=on_progress))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await started.wait()
             call.cancel()
             await asyncio.wait([call])

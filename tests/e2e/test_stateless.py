@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.e2e.clients import Guest, answer
+from tests.tools import PATIENCE_S
 
 PATHS = ["stateless", "stateless-json"]
 
@@ -12,6 +15,7 @@ PATHS = ["stateless", "stateless-json"]
 @pytest.mark.parametrize("path", PATHS)
 async def test_calls_without_a_session_are_spread_over_the_replicas(guest: Guest, path: str) -> None:
     async with guest.connect(path, "legacy") as client:
+        await client.list_tools()  # or the client does it by itself, between two calls
         served = [answer(await client.call_tool("whoami")) for _ in range(4)]
     assert sorted(visit["replica"] for visit in served) == ["one", "one", "two", "two"]
     assert {visit["visit"] for visit in served} == {None}
@@ -37,7 +41,8 @@ async def test_progress_arrives_while_the_tool_still_runs(guest: Guest) -> None:
 async def test_a_listening_stream_without_a_session_is_refused_before_the_server_hangs(
     guest: Guest, path: str
 ) -> None:
-    async with guest.http() as http:
+    # The server would answer, and then ping for ever.
+    async with asyncio.timeout(PATIENCE_S), guest.http() as http:
         response = await http.get(f"/{path}", headers={"Accept": "text/event-stream"})
     assert response.status_code == 405
     assert "POST" in response.headers["allow"]

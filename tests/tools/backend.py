@@ -144,6 +144,7 @@ class Backend:
                         request, buffer = self._begin(conn, head + end), rest
                     buffer = request.feed(buffer)
                 self._changes.notify()
+                await asyncio.sleep(0)  # a handler may stop the reading here
             conn.closed_by = "fin"
         except ConnectionError:
             conn.closed_by = "" if conn.is_closed else "rst"

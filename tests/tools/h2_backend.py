@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import cast
 
 import h2.config
 import h2.connection
@@ -72,8 +73,7 @@ class H2Conn(asyncio.Protocol):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._backend.connections.append(self)
         self.h2.initiate_connection()
         self.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from typing import Any
 
 from tests.tools import PATIENCE_S
@@ -114,7 +115,6 @@ class McpServer:
         self.sessions: set[str] = set()
         self.streams = Streams()
         self.tool = tool or json_answer()
-        self._count = 0
 
     async def __call__(self, request: Seen, conn: Conn) -> None:
         body = await request.whole()
@@ -133,8 +133,7 @@ class McpServer:
             await self.tool(request, conn)
 
     async def _initialize(self, message: dict[str, Any], conn: Conn) -> None:
-        self._count += 1
-        session = f"{self.name}-session-{self._count}"
+        session = f"{self.name}-{secrets.token_hex(8)}"
         self.sessions.add(session)
         value = result(
             message,

@@ -94,6 +94,7 @@ class Conn(Wire):
     async def send(self, data: bytes) -> None:
         self.bytes_sent += len(data)
         await super().send(data)
+        self.wake()
 
     async def answer(self, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
         """A whole answer with Content-Length, in one write."""

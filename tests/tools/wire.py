@@ -14,7 +14,6 @@ import itertools
 import os
 import socket
 import struct
-import termios
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -23,6 +22,7 @@ from tests.tools import PATIENCE_S
 
 _SOCK_DIAG, _BY_FAMILY, _NLM_REQUEST, _NLM_ERROR = 4, 20, 1, 2
 _ANY_STATE = 0xFFFFFFFF
+_SIOCOUTQNSD = 0x894B
 _MESSAGE_HEAD = 16 + 4 + 48
 """nlmsghdr, then family/state/timer/retransmits, then the socket's identity (linux/inet_diag.h)."""
 
@@ -95,8 +95,9 @@ class Wire:
                 await asyncio.sleep(0)
 
     def unsent(self) -> int:
-        """Bytes that the peer's kernel has not acknowledged."""
-        return int(struct.unpack("=i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0" * 4))[0])
+        """Bytes that have not left for the peer. Not those without an ACK: it may be delayed by
+        40 ms although the peer has long read them."""
+        return int(struct.unpack("=i", fcntl.ioctl(self.sock, _SIOCOUTQNSD, b"\0" * 4))[0])
 
     async def receive(self, limit: int = 65536) -> bytes:
         """Next bytes; ``b""`` is FIN. Raises ConnectionResetError on RST, ConnectionAbortedError

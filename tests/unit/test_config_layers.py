@@ -138,7 +138,11 @@ def test_an_admin_listener_that_the_file_turns_off_can_be_turned_on_by_a_flag(fi
 
 
 def test_a_mistake_names_the_variable_or_flag_it_came_from() -> None:
-    environ = {"MCP_PROXY_LISTEN": "nowhere", "MCP_PROXY_WORKERS": "many", "MCP_PROXY_BACKENDS": "localhost:3000"}
+    environ = {
+        "MCP_PROXY_LISTEN": "nowhere",
+        "MCP_PROXY_WORKERS": "many",
+        "MCP_PROXY_BACKENDS": "localhost:3000",
+    }
     found = messages(environ, {"admin": "0.0.0.0:1", "path": "mcp", "log_level": "loud"})
 
     assert [line.partition(":")[0] for line in sorted(found)] == [
@@ -184,3 +188,10 @@ def test_nothing_at_all_says_what_to_give() -> None:
 
     assert "there is no backend" in problem
     assert "mcp-proxy http://localhost:3000/mcp" in problem
+
+
+def test_a_flag_does_not_hide_that_its_section_of_the_file_is_broken(file: Path) -> None:
+    file.write_text("admin: 7\npools: {a: {backends: [http://a]}}")
+
+    (problem,) = messages({}, {"admin": "127.0.0.1:1"}, file)
+    assert problem.startswith(f"{file}:1: admin: must be keys with values")

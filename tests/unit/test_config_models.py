@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -80,6 +79,7 @@ def test_every_key_of_this_version_is_read(tmp_path: Path) -> None:
 
 
 def test_the_schema_accepts_what_the_loader_accepts() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
     schema = Config.model_json_schema()
     document = yaml.safe_load(EVERYTHING)
     document["telemetry"]["access_log"] = "off"  # YAML 1.2, which editors use, reads it as text.
@@ -128,3 +128,16 @@ def test_no_way_of_showing_a_configuration_shows_its_secrets() -> None:
         assert "hunter2" not in shown
         assert "redacted" in shown
     assert json.loads(config.model_dump_json())["listen"] == "127.0.0.1:8080"
+
+
+def test_values_that_were_read_before_are_accepted_again(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "pools": POOLS,
+            "admin": {"token": "t"},
+            "trusted_proxies": ["10.0.0.0/8"],
+            "telemetry": {"access_log_file": str(tmp_path / "access.log")},
+        }
+    )
+
+    assert Config.model_validate(config.model_dump(mode="python") | dict(config)) == config

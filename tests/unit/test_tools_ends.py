@@ -213,7 +213,8 @@ async def test_the_session_server_keeps_sessions() -> None:
     async with Backend(McpServer("s")) as backend, await Client.connect(backend.port) as client:
         opened = await client.ask(post(INITIALIZE))
         session = opened.head.one("mcp-session-id")
-        assert session == b"s-session-1"
+        assert session is not None
+        assert session.startswith(b"s-")
         field = f"Mcp-Session-Id: {session.decode()}"
         assert (await client.ask(post(call(), field))).status == 200
         assert (await client.ask(post(b'{"jsonrpc":"2.0","method":"x"}', field))).status == 202

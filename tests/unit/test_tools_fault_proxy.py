@@ -14,6 +14,7 @@ from tests.tools.fault_proxy import FaultProxy
 from tests.tools.mcp_backend import json_answer, raw_answer
 from tests.tools.proxy import free_ports, merge
 from tests.tools.recording import Conn
+from tests.tools.tarpit import Tarpit
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n" + b"0123456789" * 2000
 
@@ -160,3 +161,16 @@ def test_merging_configurations_replaces_lists_and_merges_mappings() -> None:
         "y": {"z": 1},
     }
     assert base["limits"] == {"body": 1, "head": 2}
+
+
+async def test_a_connect_to_the_tarpit_hangs_until_it_is_given_up() -> None:
+    async with Tarpit() as tarpit:
+        assert tarpit.attempts() == 0
+        connecting = asyncio.create_task(Client.connect(tarpit.port))
+        async with asyncio.timeout(5):
+            while tarpit.attempts() == 0:  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(0)
+
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert tarpit.attempts() == 0

@@ -41,6 +41,7 @@ class Rig:
         self.backends = backends
         self._clients: list[Client] = []
         self._base = 0
+        self._log_base = 0
 
     @property
     def backend(self) -> Backend:
@@ -57,6 +58,11 @@ class Rig:
         client = await Client.connect(self.proxy.port, receive_buffer=receive_buffer)
         self._clients.append(client)
         return client
+
+    def hang_up(self) -> None:
+        """Close every connection of the case."""
+        for client in self._clients:
+            client.close()
 
     async def session(self, client: Client | None = None) -> str:
         """Open a session; the ``Mcp-Session-Id`` field line that belongs to it."""
@@ -90,10 +96,16 @@ class Rig:
         return self.proxy.descriptors() - sum(len(backend.open_connections) for backend in self.backends)
 
     async def begin(self) -> None:
-        """Remember the state that every case must return to."""
+        """Remember the state that every case must return to; what a failed case left is dropped."""
         self.script(json_answer())
+        for backend in self.backends:
+            backend.violations.clear()
+            for conn in backend.busy:
+                conn.reset()
+        self.taken()
         await self.quiet()
         self._base = self.held()
+        self._log_base = self.proxy.log_size()
 
     async def quiet(self) -> None:
         """Wait until no exchange and no stream is left, in the proxy and at the backends."""
@@ -109,8 +121,7 @@ class Rig:
 
     async def check(self) -> None:
         """The check after every case."""
-        for client in self._clients:
-            client.close()
+        self.hang_up()
         assert self.taken() == [], "a backend saw a request that nobody expected"
         await self.quiet()
 
@@ -121,7 +132,7 @@ class Rig:
         await self.converse()
         for backend in self.backends:
             assert backend.violations == []
-        self.proxy.assert_no_traceback()
+        assert self.proxy.tracebacks(self._log_base) == []
         await self.assert_discreet()
 
     async def converse(self) -> None:
@@ -199,5 +210,8 @@ async def bench(
 async def case(rig: Rig) -> AsyncIterator[Rig]:
     """One case on a bench: its base before, the check after it."""
     await rig.begin()
-    yield rig
-    await rig.check()
+    try:
+        yield rig
+        await rig.check()
+    finally:
+        rig.hang_up()

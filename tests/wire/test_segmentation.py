@@ -7,8 +7,9 @@ And where a peer stops means nothing to anybody else: the same walks, ending at 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -61,9 +62,8 @@ def outcome(answers: list[Answer], seen: list[Seen]) -> Outcome:
     told: Outcome = []
     for answer in answers:
         fields = [(name, value) for name, value in answer.head.headers if name.lower() != b"date"]
-        body = re.sub(rb"session-\d+", b"session", answer.body)
-        kept = [(name, re.sub(rb"session-\d+", b"session", value)) for name, value in fields]
-        told.append((answer.status, kept, body, answer.framing))
+        kept = [(name, re.sub(rb"server-[0-9a-f]+", b"server", value)) for name, value in fields]
+        told.append((answer.status, kept, answer.body, answer.framing))
     return told + [(one.method, one.target, seen_fields(one), one.body) for one in seen]
 
 
@@ -103,10 +103,8 @@ REFUSED = {
 async def test_a_refused_request_is_refused_wherever_it_is_cut(rig: Rig, raw: bytes) -> None:
     for cuts in [[], *([at] for at in range(1, len(raw), 3)), range(1, len(raw))]:
         client = await rig.client()
-        try:
+        with contextlib.suppress(ConnectionError):  # refused before the rest was sent
             await client.send_cut(raw, cuts)
-        except ConnectionError:
-            pass  # refused before the rest was sent
         assert (await client.answer()).status in (400, 501)
         await client.closed()
         client.close()
@@ -116,16 +114,18 @@ async def test_a_refused_request_is_refused_wherever_it_is_cut(rig: Rig, raw: by
 OK = b"HTTP/1.1 200 OK\r\n"
 JSON = b"Content-Type: application/json\r\n"
 SSE = b"Content-Type: text/event-stream\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 EVENTS = b": hi\r\n\r\n" + b"id: 7\r\nretry: 10\r\ndata: {}\r\n\r\n" + b"data:\n\n"
 RESPONSES: dict[str, bytes] = {
     "length": OK + JSON + b"Content-Length: 5\r\nX-A: b\r\n\r\nhello",
-    "chunked": OK + JSON + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"he") + chunk(b"llo") + b"0\r\n\r\n",
-    "events": OK + SSE + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(EVENTS) + chunk(b"data: 2\n\n") + b"0\r\n\r\n",
-    "events with trailers": OK + SSE + b"Transfer-Encoding: chunked\r\n\r\n" + b"3;x=y\r\na\n\n\r\n0\r\nA: b\r\n\r\n",
+    "chunked": OK + JSON + CHUNKED + chunk(b"he") + chunk(b"llo") + b"0\r\n\r\n",
+    "events": OK + SSE + CHUNKED + chunk(EVENTS) + chunk(b"data: 2\n\n") + b"0\r\n\r\n",
+    "events with trailers": OK + SSE + CHUNKED + b"3;x=y\r\na\n\n\r\n0\r\nA: b\r\n\r\n",
     "events with a length": OK + SSE + b"Content-Length: 9\r\n\r\ndata: 1\n\n",
     "no content": b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n",
     "accepted": b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
-    "interim": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + OK + JSON + b"Content-Length: 2\r\n\r\n{}",
+    "interim": EARLY * 2 + OK + JSON + b"Content-Length: 2\r\n\r\n{}",
     "surplus": OK + JSON + b"Content-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
     "bad length": OK + JSON + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
 }  # fmt: skip
@@ -209,12 +209,12 @@ async def test_a_client_may_leave_after_any_byte_of_the_answer(
 
 
 @pytest.fixture
-async def golden(rig: Rig) -> AsyncIterator[Client]:
+async def golden(rig: Rig) -> Client:
     """A client that has a warm upstream connection behind it."""
     client = await rig.client()
     await client.ask(post(BODY))
     rig.taken()
-    yield client
+    return client
 
 
 @pytest.mark.parametrize("name", ["length", "chunked", "interim"])

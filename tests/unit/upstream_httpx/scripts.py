@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from mcp_proxy.upstream import Outgoing
+from mcp_proxy.wire import Fields
 from tests.tools.receiver import RecordingReceiver
 from tests.tools.recording import Conn, Seen
 
-POST = Outgoing(b"POST", b"/mcp", [(b"accept", b"application/json")], b"{}")
-LISTEN = Outgoing(b"GET", b"/mcp", [(b"accept", b"text/event-stream")], b"", stream=True)
+POST = Outgoing(b"POST", b"/mcp", Fields([(b"accept", b"application/json")]), b"{}")
+LISTEN = Outgoing(b"GET", b"/mcp", Fields([(b"accept", b"text/event-stream")]), b"", stream=True)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
 
 Handler = Callable[[Seen, Conn], Awaitable[None]]

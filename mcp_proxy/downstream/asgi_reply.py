@@ -1,0 +1,200 @@
+"""The answer of the portable door: what the gateway pushes, handed to an ASGI server.
+
+Rules of this file: pushing is synchronous and only collects; the app's coroutine sends, and
+everything pushed in one iteration of the loop leaves as one piece. A broken answer is never
+ended: an exception leaves the app, and the server cuts the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, Final
+
+from mcp_proxy.clock import Deadlines, Ticker
+from mcp_proxy.tasks import Tasks
+from mcp_proxy.wire import Conversation, Headers
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+HIGH_WATER: Final = 64 * 1024
+"""Bytes waiting for a slow client before the backend is paused; asyncio's own default."""
+
+LOW_WATER: Final = 16 * 1024
+"""Bytes left when it is resumed: far enough below, so that it is not paused by the next chunk."""
+
+GRACE_S: Final = 0.1
+"""How late, at most and but for a tick, a client is noticed that leaves before any answer. Most
+calls are over by then."""
+
+_BODYLESS: Final = frozenset((204, 304))
+
+_CLOSE: Final = (b"connection", b"close")
+
+
+class BrokenAnswer(Exception):
+    """Leaves the app when the backend broke off. Not an error of the app: it is the only way in
+    ASGI to let the client see a truncation (RFC 9112 section 8)."""
+
+
+class Watchers:
+    """Waits, for each answer in progress, for the client to leave.
+
+    A watcher is a task, and most answers come before it would pay for itself: it starts with
+    the first piece of an answer that goes on, or ``GRACE_S`` after the request.
+    """
+
+    __slots__ = ("_tasks", "_ticker", "young")
+
+    def __init__(self) -> None:
+        self.young: Deadlines[AsgiReply] = Deadlines(GRACE_S, AsgiReply.start_watching)
+        self._tasks = Tasks()
+        self._ticker = Ticker()
+        self._ticker.add(self.young.sweep)
+
+    def start(self) -> None:
+        """Needs a running event loop. Idempotent."""
+        self._ticker.start()
+
+    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.spawn(coro)
+
+    async def aclose(self) -> None:
+        self._ticker.stop()
+        await self._tasks.aclose()
+
+
+class AsgiReply:
+    """Implements Reply for one request."""
+
+    __slots__ = (
+        "_bytes", "_conversation", "_is_broken", "_is_gone", "_is_paused", "_parts", "_receive", "_send",
+        "_start", "_wake", "_watcher", "_watchers", "closes", "is_over",
+    )  # fmt: skip
+
+    def __init__(self, receive: Receive, send: Send, watchers: Watchers) -> None:
+        self.closes = True
+        """The connection must not be used again."""
+        self.is_over = False
+        """The gateway will push no more."""
+        self._receive = receive
+        self._send = send
+        self._watchers = watchers
+        self._conversation: Conversation | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None
+        """What the app's coroutine waits for."""
+        self._start: Message | None = None
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        """Pushed and not yet taken by the server."""
+        self._is_broken = False
+        self._is_paused = False
+        self._is_gone = False
+
+    # --- Reply -----------------------------------------------------------------------
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        self.start(status, headers, len(body))
+        if status not in _BODYLESS:
+            self._parts.append(body)
+        self.end()
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        # Every server writes a Date of its own, and uvicorn a second one beside ours.
+        fields = [pair for pair in headers if pair[0] != b"date"]
+        if length is not None and status not in _BODYLESS:
+            fields.append((b"content-length", b"%d" % length))
+        if self.closes:
+            fields.append(_CLOSE)
+        self._start = {"type": "http.response.start", "status": status, "headers": fields}
+        self._poke()
+
+    def write(self, chunk: bytes) -> None:
+        self._parts.append(chunk)
+        self._bytes += len(chunk)
+        if self._bytes > HIGH_WATER:
+            self._pause()
+        self._poke()
+
+    def end(self) -> None:
+        self.is_over = True
+        self._poke()
+
+    def abort(self) -> None:
+        self._is_broken = True
+        self.end()
+
+    # --- the app's side --------------------------------------------------------------
+
+    async def run(self, conversation: Conversation) -> None:
+        """Send until the answer has ended or the client is gone. Raises BrokenAnswer."""
+        self._conversation = conversation
+        young = self._watchers.young
+        young.arm(self)
+        is_complete = False
+        try:
+            while not is_complete and not self._is_gone:
+                if self._start is None and not self._parts and not self.is_over:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                    self._wake = None
+                else:
+                    if not self.is_over:
+                        self.start_watching()
+                    is_complete = await self.flush()
+        except OSError:
+            pass  # ASGI 2.4: the client is gone, and ``send`` says so
+        finally:
+            young.disarm(self)
+            if self._watcher is not None:
+                self._watcher.cancel()
+            if not is_complete:
+                conversation.disconnect()
+
+    async def flush(self) -> bool:
+        """Hand to the server what has been pushed; whether that was the end of the answer."""
+        is_over = self.is_over
+        start, self._start = self._start, None
+        parts, self._parts = self._parts, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if start is not None:
+            await self._send(start)
+        if body or not self._is_broken:
+            # An empty piece, too: a server may keep the head until it has seen one.
+            more = not is_over or self._is_broken
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        if is_over and self._is_broken:
+            raise BrokenAnswer("the backend broke off")
+        self._bytes -= len(body)
+        if self._is_paused and self._bytes <= LOW_WATER:
+            self._is_paused = False
+            assert self._conversation is not None
+            self._conversation.resume()
+        return is_over
+
+    def start_watching(self) -> None:
+        if self._watcher is None:
+            self._watchers.young.disarm(self)
+            self._watcher = self._watchers.spawn(self._watch())
+
+    async def _watch(self) -> None:
+        with contextlib.suppress(Exception):  # a server that cannot tell has lost the client
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        self._is_gone = True
+        if self._conversation is not None:
+            self._conversation.disconnect()
+        self._poke()
+
+    def _pause(self) -> None:
+        if self._conversation is not None and not self._is_paused:
+            self._is_paused = True
+            self._conversation.pause()
+
+    def _poke(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

@@ -1,0 +1,52 @@
+"""Recognising a message head that differs from an accepted one only in its Content-Length.
+
+Rules of this file: pure. Recognition is byte equality around the digits of one number, so
+whatever was decided about the first head holds for the second: a head with the same bytes is
+valid for the same reasons. Nothing is normalised, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+_LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
+
+_DIGITS_LIMIT: Final = 9
+"""Digits of a length that is recognised; longer ones take the long way."""
+
+
+class RepeatedHead(Generic[T]):
+    """An accepted head, cut at the digits of its Content-Length, and what it led to."""
+
+    __slots__ = ("_before", "_behind", "_cut", "_rest", "value")
+
+    def __init__(self, before: bytes, behind: bytes, value: T) -> None:
+        self._before = before
+        self._behind = behind
+        self._cut = len(before)
+        self._rest = len(behind)
+        self.value = value
+
+    @classmethod
+    def of(cls, head: bytes, value: T) -> RepeatedHead[T] | None:
+        """``head``: complete, with its empty line. None if it has no usable Content-Length."""
+        match = _LENGTH_LINE.search(head)
+        if match is None:
+            return None
+        return cls(head[: match.start(1)], head[match.end(1) :], value)
+
+    def match(self, data: bytes) -> int:
+        """If ``data`` is this head, with any length, and exactly the body that it announces:
+        the length. Otherwise -1."""
+        if not data.startswith(self._before):
+            return -1
+        cut = self._cut
+        end = data.find(b"\r", cut, cut + _DIGITS_LIMIT + 1)
+        digits = data[cut:end]
+        if end < 0 or not data.startswith(self._behind, end) or not digits.isdigit():
+            return -1
+        length = int(digits)
+        return length if len(data) == end + self._rest + length else -1
