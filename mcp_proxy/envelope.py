@@ -215,7 +215,6 @@ def _plain(body: bytes) -> Envelope | None:
 
 # The strict reader
 
-
 _skip = msgspec.json.Decoder(Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -240,8 +239,8 @@ def _batch(body: bytes) -> Envelope:
     versions = {each.version for each in envelopes} - {None}
     if len(versions) > 1:
         raise EnvelopeError(INVALID_REQUEST, "The messages of a batch claim different protocol versions.")
-    version = next(iter(versions), None)
     has_request_state = any(each.has_request_state for each in envelopes)
+    version = next(iter(versions), None)
     return Envelope(Kind.BATCH, "", b"null", None, version, None, None, has_request_state, methods)
 
 

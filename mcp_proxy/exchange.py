@@ -21,10 +21,11 @@ from mcp_proxy.clock import now
 from mcp_proxy.envelope import Envelope, Kind
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.policy.origin import cors_headers
+from mcp_proxy.pools import Pool
 from mcp_proxy.replies import render
 from mcp_proxy.routing import Plan
 from mcp_proxy.sessions import SessionKey
-from mcp_proxy.upstream import Call
+from mcp_proxy.upstream import Call, Outgoing, Transport
 from mcp_proxy.wire import Fields, Headers, Rejection, Reply
 
 
@@ -64,6 +65,10 @@ _PHASES: Final = {
 }
 
 
+_NONE: Final[Headers] = []
+"""Never filled; spares every exchange a list."""
+
+
 class IllegalMove(RuntimeError):
     """A bug: the exchange was told to do something its state does not allow."""
 
@@ -93,12 +98,13 @@ class Exchange:
         "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused", "_reply",
         "admission", "attempts", "backend", "body", "bytes_in", "bytes_out", "counts_as_stream", "envelope",
         "finished_s", "head_s",
-        "headers", "is_stream", "key", "pending", "pin_retries", "plan", "reason", "sent_s", "started_s",
+        "headers", "is_stream", "key", "pending", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s",
         "state", "status", "streams_from", "tried",
     )  # fmt: skip
 
-    def __init__(self, director: Director, admission: Admitted, body: bytes, reply: Reply) -> None:
+    def __init__(self, director: Director, admission: Admitted, pool: Pool, body: bytes, reply: Reply) -> None:
         self._director = director
+        self.pool = pool
         self._reply = reply
         self.state = State.ROUTING
         # request
@@ -122,7 +128,7 @@ class Exchange:
         self.pin_retries = 0
         # response
         self.status = 0
-        self.headers: Headers = []
+        self.headers: Headers = _NONE
         self._length: int | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -149,8 +155,8 @@ class Exchange:
 
     # --- the gateway's side ----------------------------------------------------------
 
-    def sending(self, backend: Backend) -> None:
-        """An attempt at ``backend`` begins."""
+    def send(self, backend: Backend, transport: Transport, outgoing: Outgoing, *, fresh: bool = False) -> None:
+        """Begin an attempt at ``backend``."""
         self._move(State.WAITING)
         self.backend = backend
         self.tried = (*self.tried, backend.id)
@@ -158,10 +164,7 @@ class Exchange:
         self.sent_s = now()
         backend.inflight += 1
         self._occupies = True
-
-    def sent(self, call: Call) -> None:
-        """The transport took the request."""
-        self._call = call
+        self._call = call = transport.send(outgoing, self, fresh=fresh)
         if self._paused:
             call.pause()
 
@@ -312,7 +315,7 @@ class Exchange:
             self._director.on_stream(self)
         self._reply.start(self.status, self.headers, self._length)
         self.body = b""
-        self.headers = []
+        self.headers = _NONE
 
     def _drop_call(self) -> None:
         call, self._call = self._call, None

@@ -88,19 +88,17 @@ class Gateway:
 
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Exchange:
         assert type(admission) is Admitted
-        exchange = Exchange(self, admission, body, reply)
+        exchange = Exchange(self, admission, self.pools[admission.pool], body, reply)
         self.live.add(exchange)
-        if admission.request.method == b"OPTIONS":
-            exchange.answer(*preflight(admission.request, admission.head), b"")
-            return exchange
         try:
             plan = self._plan(exchange, body)
             if type(plan) is Plan:
                 exchange.plan = plan
                 self._route(exchange, plan)
-            else:
-                assert type(plan) is Rejection
+            elif type(plan) is Rejection:
                 exchange.refuse(plan, Fault.CLIENT, Phase.ADMIT)
+            else:
+                exchange.answer(*preflight(admission.request, admission.head), b"")
         except Exception:
             self._crashed(exchange)
         return exchange
@@ -113,7 +111,8 @@ class Gateway:
 
     # --- envelope and route ----------------------------------------------------------
 
-    def _plan(self, exchange: Exchange, body: bytes) -> Plan | Rejection:
+    def _plan(self, exchange: Exchange, body: bytes) -> Plan | Rejection | None:
+        """None: a preflight, which is answered here."""
         admission = exchange.admission
         method = admission.request.method
         if method == b"POST":
@@ -124,7 +123,9 @@ class Gateway:
                 return Rejection(reason, error.detail, error.id)
             exchange.envelope = envelope
             return plan_post(admission.head, envelope)
-        return plan_get(admission.head) if method == b"GET" else plan_delete(admission.head)
+        if method == b"GET":
+            return plan_get(admission.head)
+        return plan_delete(admission.head) if method == b"DELETE" else None
 
     def _route(self, exchange: Exchange, plan: Plan) -> None:
         if plan.listens:
@@ -165,7 +166,7 @@ class Gateway:
     def _route_session(self, exchange: Exchange, record: SessionRecord | None) -> None:
         """Send to the owner of the session; the answer to "no owner" is in one place."""
         assert exchange.key is not None and exchange.plan is not None
-        pool = self.pools[exchange.key.pool]
+        pool = exchange.pool
         self._meters.lookup(self.store.name, "miss" if record is None else "hit")
         if record is None:
             if pool.is_stateless and exchange.envelope is not None:
@@ -193,7 +194,7 @@ class Gateway:
     # --- send ------------------------------------------------------------------------
 
     def _send_anywhere(self, exchange: Exchange) -> None:
-        pool = self.pools[exchange.admission.pool]
+        pool = exchange.pool
         backend = pool.next(exchange.tried)
         if backend is None:
             exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
@@ -212,17 +213,16 @@ class Gateway:
             headers = Fields(pair for pair in headers if pair[0] != b"mcp-session-id")
         target = backend.path + admission.query if admission.query else backend.path
         outgoing = Outgoing(admission.request.method, target, headers, exchange.body, plan.listens)
-        exchange.sending(backend)
+        exchange.send(backend, pool.transport(backend), outgoing, fresh=fresh)
         if plan.discover and pool.has_other(exchange.tried):
             self.discover_due.arm(exchange)
-        exchange.sent(pool.transport(backend).send(outgoing, exchange, fresh=fresh))
 
     # --- Director: relay -------------------------------------------------------------
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
         assert plan is not None and backend is not None
-        pool = self.pools[admission.pool]
+        pool = exchange.pool
         if backend.unreachable_since_s is not None:
             backend.reached()
         if plan.discover:
@@ -325,7 +325,7 @@ class Gateway:
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
         plan, backend = exchange.plan, exchange.backend
         assert plan is not None and backend is not None
-        pool = self.pools[exchange.admission.pool]
+        pool = exchange.pool
         self.discover_due.disarm(exchange)
         self._meters.upstream_failure(pool.name, error.phase.name.lower())
         if error.phase is Phase.CONNECT and error.kind != "exhausted":
@@ -400,7 +400,7 @@ class Gateway:
 
     def on_stream(self, exchange: Exchange) -> None:
         assert exchange.backend is not None
-        pool = self.pools[exchange.admission.pool]
+        pool = exchange.pool
         pool.streams += 1
         exchange.backend.streams += 1
         exchange.streams_from = exchange.backend
@@ -411,7 +411,7 @@ class Gateway:
     def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
         self.live.discard(exchange)
         if exchange.streams_from is not None:
-            pool = self.pools[exchange.admission.pool]
+            pool = exchange.pool
             pool.streams -= 1
             exchange.streams_from.streams -= 1
             if exchange.key is not None:

@@ -108,4 +108,6 @@ def usable_port(host: str, port: int) -> int:
         with socket.create_server((host, port)) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        # create_server adds the address in brackets of its own
+        why = (error.strerror or str(error)).partition(" (")[0]
+        raise PortTaken(f"cannot listen on {host}:{port}: {why}") from error

@@ -6,6 +6,7 @@ that does not turn out as announced raises DemoError; nothing is printed as show
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import AsyncExitStack
 
@@ -44,6 +45,8 @@ class Screen:
 
 async def show(url: str, screen: Screen) -> None:
     """All scenes against the MCP endpoint at ``url``. Raises DemoError."""
+    # The SDK logs, with a traceback, when it is interrupted, and what it fails with it raises, too.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
     await _sticky(url, screen)
     await _progress(url, screen)
     await _stateless(url, screen)

@@ -34,7 +34,9 @@ class AsgiDoor:
     where there is none (mounted apps); ``on_shutdown`` by the lifespan only.
 
     Mounted under ``/x``, or behind a server with a root path, the request target begins behind
-    that path: a route ``/mcp`` is reached as ``/x/mcp``.
+    that path: a route ``/mcp`` is reached as ``/x/mcp``. Middleware around it must pass events
+    as they come and exceptions as they are; Starlette's BaseHTTPMiddleware ends the body of an
+    app that raises, so a client does not see that an event stream broke off.
     """
 
     def __init__(
@@ -193,15 +195,13 @@ async def _read_body(receive: Receive, length: int | None, limit: int) -> bytes 
     body: bytes = message.get("body", b"")
     if message.get("more_body", False):
         parts, size = [body], len(body)
-        while message.get("more_body", False):
+        while message.get("more_body", False) and size <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")
             parts.append(part)
             size += len(part)
-            if size > limit:
-                break
         body = b"".join(parts)
     if len(body) > limit:
         raise _Refused("body_too_large", f"the limit is {limit} bytes")

@@ -58,7 +58,7 @@ class Http11Protocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_admission", "_body_bytes", "_chunked", "_complete", "_connections",
-        "_conversation", "_has_served", "_headers_done", "_is_head", "_is_http10", "_is_surplus", "_keep_alive", "_left",
+        "_conversation", "_has_served", "_headers_done", "_is_fresh", "_is_head", "_is_http10", "_is_surplus", "_keep_alive", "_left",
         "_must_close", "_parser", "_parts", "_peer", "_pending", "_raw", "_repeated", "_reply_chunked", "_scheme",
         "_seen", "_settings", "_state", "_tail", "_transport", "_wire_bytes", "on_body",
     )  # fmt: skip
@@ -73,6 +73,8 @@ class Http11Protocol(asyncio.Protocol):
         self._peer = ""
         self._scheme = "http"
         self._state = State.HEAD
+        self._is_fresh = True
+        """Has answered since its keep-alive deadline was last looked at."""
         self._is_surplus = False
         """Accepted above the limit of connections, only to be told so."""
         self._must_close = False
@@ -118,6 +120,7 @@ class Http11Protocol(asyncio.Protocol):
         self._is_surplus = connections > self._settings.connections_limit
         if connections <= self._settings.connections_limit + SHED_CONNECTIONS:
             self._settings.head_due.arm(self)
+            self._settings.keepalive_due.arm(self)
         else:
             self._state = State.CLOSED
             self._transport.abort()
@@ -418,6 +421,7 @@ class Http11Protocol(asyncio.Protocol):
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         self._reply_chunked = length is None and not self._is_http10
+        self._repeated = None  # a stream may stay for hours, and this memory with it
         if length is not None:
             framing = b"content-length: %d\r\n" % length
         elif self._reply_chunked:
@@ -463,7 +467,7 @@ class Http11Protocol(asyncio.Protocol):
             self._part()
             return
         self._state = State.HEAD
-        self._settings.keepalive_due.arm(self)
+        self._is_fresh = True
         if self._pending:
             asyncio.get_running_loop().call_soon(self._resume)
 
@@ -498,8 +502,13 @@ class Http11Protocol(asyncio.Protocol):
             self._refuse(Rejection("request_timeout", "the request body took too long"))
 
     def expire_keepalive(self) -> None:
-        if self._state is State.HEAD and not self._raw:
+        # Not re-armed at every answer: a dictionary move per request would buy a precision that
+        # nobody needs. An idle connection is closed after one to two times the delay.
+        if self._state is State.HEAD and not self._raw and not self._is_fresh:
             self._transport.close()
+        else:
+            self._is_fresh = False
+            self._settings.keepalive_due.arm(self)
 
     def expire_linger(self) -> None:
         self._transport.abort()

@@ -41,6 +41,8 @@ BUFFER_LIMIT_BYTES = 1024 * 1024
 """Some 2,600 lines: half a second of a busy proxy, and small beside its other buffers."""
 TEXT_LIMIT = 256
 """Characters kept of a client's text. MCP names are below 128; a URI's start tells enough."""
+BATCH = 64
+"""Records encoded together; a tenth of a second at 640 requests a second."""
 _MILLISECONDS = [f".{ms:03d}Z" for ms in range(1000)]
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that pass, by themselves or by log rotation: the lines are kept until there is room."""
@@ -95,11 +97,12 @@ class AccessLog:
     cannot be opened. Somebody calls ``tick`` every 100 ms or so, and ``close`` in the end.
     """
 
-    __slots__ = ("_encode", "_out", "_second", "_second_text")
+    __slots__ = ("_encode", "_out", "_records", "_second", "_second_text")
 
     def __init__(self, target: Path | int) -> None:
         self._out = _Output(target)
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder().encode_lines
+        self._records: list[RequestRecord] = []
         self._second = -1
         self._second_text = ""
 
@@ -109,30 +112,39 @@ class AccessLog:
         return self._out.dropped
 
     def record(self, record: RequestRecord) -> None:
-        """Buffer one line; a full buffer is written out at once."""
-        line = self._line(record)
-        try:
-            encoded = self._encode(line)
-        except UnicodeEncodeError:
-            encoded = self._encode(_without_surrogates(line))
-        # Bytes below 0x20 have been escaped by the encoder; DEL and all beyond ASCII have not.
-        if 0x7F in encoded or not encoded.isascii():
-            encoded = _UNSEEN.sub(_escaped, encoded.decode()).encode()
-        self._out.append(encoded)
+        """Keep one record; a batch of them is encoded together, which costs half as much."""
+        self._records.append(record)
+        if len(self._records) >= BATCH:
+            self._write_lines()
 
     def tick(self, at_s: float) -> None:
         """Write out what has gathered. ``at_s`` is the ticker's and not needed."""
+        self._write_lines()
         self._out.flush()
+
+    def _write_lines(self) -> None:
+        lines = [self._line(record) for record in self._records]
+        self._records.clear()
+        try:
+            encoded = self._encode(lines)
+        except UnicodeEncodeError:
+            encoded = self._encode([_without_surrogates(line) for line in lines])
+        # Bytes below 0x20 have been escaped by the encoder; DEL and all beyond ASCII have not.
+        if 0x7F in encoded or not encoded.isascii():
+            encoded = _UNSEEN.sub(_escaped, encoded.decode()).encode()
+        self._out.append(encoded, len(lines))
 
     def reopen(self) -> None:
         """The file was renamed by log rotation: go on in a new one of the old name.
 
         When that fails, lines keep going to the old file. No effect on an inherited descriptor.
         """
+        self._write_lines()
         self._out.reopen()
 
     def close(self) -> None:
         """Write out the rest, waiting at most ``CLOSE_WAIT_S`` for a slow reader. Idempotent."""
+        self._write_lines()
         self._out.close()
 
     def _line(self, record: RequestRecord) -> AccessLine:
@@ -222,13 +234,13 @@ class _Output:
         self._poll.register(fd, select.POLLOUT)
         self._fd: int | None = fd
 
-    def append(self, line: bytes) -> None:
+    def append(self, lines: bytes, count: int) -> None:
+        """Add ``count`` whole lines."""
         buffer = self._buffer
-        if self._fd is None or len(buffer) + len(line) >= BUFFER_LIMIT_BYTES:
-            self.dropped += 1
+        if self._fd is None or len(buffer) + len(lines) > BUFFER_LIMIT_BYTES:
+            self.dropped += count
             return
-        buffer += line
-        buffer += b"\n"
+        buffer += lines
         if len(buffer) > FLUSH_BYTES and not self._is_stuck:
             self.flush()
 

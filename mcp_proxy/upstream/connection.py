@@ -278,6 +278,8 @@ class Connection(asyncio.Protocol):
                 self._request.note = self._repeated
         if not self._chunked:
             self._parser = None
+        else:
+            self._repeated = self._request = None  # a stream may stay for hours, and this memory with it
         self._left = length
         self._complete = length == 0
         self._surplus = self._complete and bool(rest)

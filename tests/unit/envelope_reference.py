@@ -103,8 +103,11 @@ def reference(body: bytes) -> tuple[object, ...]:
     methods = tuple(each[1] for each in messages)
     if "initialize" in methods:
         raise Refused(INVALID_REQUEST)
-    version = next((each[4] for each in messages if each[4] is not None), None)
-    return (Kind.BATCH, "", None, None, version, None, None, any(each[7] for each in messages), methods)
+    versions = {each[4] for each in messages if each[4] is not None}
+    if len(versions) > 1:
+        raise Refused(INVALID_REQUEST)
+    state = any(each[7] for each in messages)
+    return (Kind.BATCH, "", None, None, *(versions or [None]), None, None, state, methods)
 
 
 def single(value: object) -> tuple[object, ...]:

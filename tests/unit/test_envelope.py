@@ -1,5 +1,4 @@
-"""The envelope reader on chosen bodies. Its two readers against a parser built on ``json``:
-``test_envelope_differential.py``."""
+"""The envelope on chosen bodies; on generated ones it is in ``test_envelope_differential.py``."""
 
 from __future__ import annotations
 
@@ -201,11 +200,8 @@ def test_the_name_is_what_the_method_acts_on(method: str, params: bytes, name: s
 @pytest.mark.parametrize(
     ("method", "params"),
     [
-        ("tools/call", b'"name":null'),
-        ("tools/call", b'"name":["x"]'),
-        ("resources/read", b'"uri":1'),
-        ("tasks/get", b'"taskId":{}'),
-        ("completion/complete", b'"ref":"x"'),
+        *(("tools/call", b'"name":null'), ("tools/call", b'"name":["x"]'), ("resources/read", b'"uri":1')),
+        *(("tasks/get", b'"taskId":{}'), ("completion/complete", b'"ref":"x"')),
         ("completion/complete", b'"ref":{"name":1}'),
         ("completion/complete", b'"ref":{"name":"a","uri":"b"}'),
         ("resources/read", b'"uri":"a\\u0000"'),
@@ -222,9 +218,9 @@ def test_a_modern_call_says_version_and_trace() -> None:
     trace = b',"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","tracestate":"a=1"}'
     body = call(b'{"city":"Ams"},' + MODERN_META[:-1] + trace)
     assert parse(body) == Envelope(
-        Kind.REQUEST, "tools/call", b"7", "x", "2026-07-28",
-        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1", False, (),
-    )  # fmt: skip
+        *(Kind.REQUEST, "tools/call", b"7", "x", "2026-07-28"),
+        *("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1", False, ()),
+    )
 
 
 def test_an_empty_version_is_a_version_and_an_odd_trace_is_none() -> None:
@@ -249,8 +245,8 @@ def test_kinds_follow_from_the_members() -> None:
 
 
 def test_the_id_of_a_refused_response_is_not_echoed() -> None:
-    assert refusal(b'{"jsonrpc":"1.0","id":1,"result":{}}').id == b"null"
-    assert refusal(b'{"jsonrpc":"1.0","id":1,"method":"a"}').id == b"1"
+    for last, id in ((b'"result":{}}', b"null"), (b'"method":"a"}', b"1")):
+        assert refusal(b'{"jsonrpc":"1.0","id":1,' + last).id == id
 
 
 # --- batches ---
@@ -271,6 +267,13 @@ def test_a_batch_names_the_method_of_each_message() -> None:
 def test_one_bad_message_refuses_the_batch(element: bytes) -> None:
     error = refusal(b"[" + message(b'"id":1,"method":"ping"') + b"," + element + b"]")
     assert (error.code, error.id) == (INVALID_REQUEST, b"null")
+
+
+def test_the_messages_of_a_batch_claim_one_version() -> None:
+    modern = call(b"{}," + MODERN_META)
+    other = modern.replace(b"2026-07-28", b"2025-11-25")
+    assert parse(b"[" + modern + b"," + modern + b"]").version == "2026-07-28"
+    assert refusal(b"[" + modern + b"," + other + b"]").code == INVALID_REQUEST
 
 
 def test_a_batch_has_a_bound() -> None:

@@ -24,7 +24,8 @@ Serve = Callable[[Any], contextlib.AbstractAsyncContextManager[int]]
 async def uvicorn_serves(app: Any, **options: Any) -> AsyncIterator[int]:
     """Yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        config = uvicorn.Config(app, log_config=None, http="httptools", **options)
+        options = {"http": "httptools", "timeout_graceful_shutdown": 0, **options}
+        config = uvicorn.Config(app, log_config=None, **options)
         server = Server(config)  # uvicorn's own, but for the signals
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
@@ -32,7 +33,7 @@ async def uvicorn_serves(app: Any, **options: Any) -> AsyncIterator[int]:
                 await asyncio.sleep(0.001)
             yield sock.getsockname()[1]
         finally:
-            server.should_exit = server.force_exit = True
+            server.should_exit = True
             await serving
 
 
@@ -40,6 +41,7 @@ async def uvicorn_serves(app: Any, **options: Any) -> AsyncIterator[int]:
 async def hypercorn_serves(app: Any, **options: Any) -> AsyncIterator[int]:
     """Yields the port."""
     sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
     config = hypercorn.Config()
     config.bind = [f"fd://{sock.detach()}"]
     config.graceful_timeout = 0.05
@@ -47,16 +49,16 @@ async def hypercorn_serves(app: Any, **options: Any) -> AsyncIterator[int]:
     for name, value in options.items():
         setattr(config, name, value)
     stop = asyncio.Event()
-    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def trigger() -> None:
-        started.set_result(0)
+        started.set_result(None)
         await stop.wait()
 
-    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=trigger))  # type: ignore[arg-type]
+    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=trigger))
     try:
         await asyncio.wait([started, serving], return_when=asyncio.FIRST_COMPLETED)
-        yield socket.socket(fileno=int(config.bind[0][5:])).getsockname()[1]
+        yield port
     finally:
         stop.set()
         await serving

@@ -1,0 +1,291 @@
+"""Deadlines in their order, and the ticker that looks at them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mcp_proxy.clock import TICK_S, Deadlines, Ticker, now
+
+
+def deadlines(delay_s: float | None = 10.0) -> tuple[Deadlines[str], list[str]]:
+    expired: list[str] = []
+    return Deadlines(delay_s, expired.append), expired
+
+
+# --- Deadlines ------------------------------------------------------------------------------------
+
+
+def test_items_expire_in_the_order_in_which_they_were_armed() -> None:
+    due, expired = deadlines()
+    for at_s, item in enumerate("bca"):
+        due.arm(item, float(at_s))
+
+    due.sweep(11.0)
+
+    assert expired == ["b", "c"]
+    assert len(due) == 1
+
+
+@pytest.mark.parametrize(("at_s", "expected"), [(9.99, []), (10.0, ["a"]), (1e9, ["a"])])
+def test_an_item_expires_at_its_time_and_not_before(at_s: float, expected: list[str]) -> None:
+    due, expired = deadlines()
+    due.arm("a", 0.0)
+
+    due.sweep(at_s)
+
+    assert expired == expected
+
+
+def test_an_item_expires_once() -> None:
+    due, expired = deadlines()
+    due.arm("a", 0.0)
+    due.sweep(10.0)
+
+    due.sweep(20.0)
+
+    assert expired == ["a"]
+    assert len(due) == 0
+
+
+def test_arming_again_starts_again_behind_the_others() -> None:
+    due, expired = deadlines()
+    due.arm("a", 0.0)
+    due.arm("b", 1.0)
+    due.arm("a", 2.0)
+
+    due.sweep(11.5)
+    assert expired == ["b"]
+
+    due.sweep(12.0)
+    assert expired == ["b", "a"]
+
+
+def test_a_disarmed_item_does_not_expire_and_may_be_disarmed_again() -> None:
+    due, expired = deadlines()
+    due.arm("a", 0.0)
+
+    due.disarm("a")
+    due.disarm("a")
+    due.sweep(100.0)
+
+    assert expired == []
+
+
+def test_without_a_delay_nothing_is_kept() -> None:
+    due, expired = deadlines(None)
+
+    due.arm("a")
+    due.arm("a", 0.0)
+    due.disarm("a")
+    due.sweep(1e9)
+
+    assert len(due) == 0
+    assert expired == []
+
+
+def test_the_present_is_now_unless_it_is_told() -> None:
+    due, expired = deadlines(1000.0)
+    before_s = now()
+    due.arm("a")
+
+    due.sweep(before_s + 999.0)
+    assert expired == []
+
+    due.sweep(now() + 1000.0)
+    assert expired == ["a"]
+
+
+def test_the_newest_item_can_be_taken() -> None:
+    due, expired = deadlines()
+    due.arm("a", 0.0)
+    due.arm("b", 1.0)
+    due.arm("a", 2.0)
+
+    assert [due.take_newest(), due.take_newest(), due.take_newest()] == ["a", "b", None]
+    due.sweep(100.0)
+    assert expired == []
+
+
+def test_an_item_that_the_callback_disarms_does_not_expire() -> None:
+    expired: list[str] = []
+
+    def expire(item: str) -> None:
+        expired.append(item)
+        due.disarm("b")
+        due.disarm(item)
+
+    due: Deadlines[str] = Deadlines(1.0, expire)
+    for item in "abc":
+        due.arm(item, 0.0)
+
+    due.sweep(1.0)
+
+    assert expired == ["a", "c"]
+
+
+def test_an_item_that_the_callback_arms_waits_for_its_turn() -> None:
+    expired: list[str] = []
+
+    def expire(item: str) -> None:
+        expired.append(item)
+        if len(expired) == 1:
+            due.arm(item, 1.0)
+            due.arm("new", 1.0)
+
+    due: Deadlines[str] = Deadlines(1.0, expire)
+    due.arm("a", 0.0)
+
+    due.sweep(1.0)
+    assert expired == ["a"]
+
+    due.sweep(2.0)
+    assert expired == ["a", "a", "new"]
+
+
+_ITEMS = st.sampled_from("abcdefgh")
+
+
+class DeadlinesAgainstModel(RuleBasedStateMachine):
+    """The model looks at everything; the queue only at its front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due: Deadlines[str] = Deadlines(5.0, self.expire)
+        self.model: dict[str, tuple[float, int]] = {}
+        self.armed = 0
+        self.at_s = 0.0
+        self.on_expire: dict[str, tuple[str, str]] = {}
+
+    def expire(self, item: str) -> None:
+        first = min(self.model, key=self.model.__getitem__)
+        assert item == first
+        assert self.model.pop(item)[0] <= self.at_s
+        action, other = self.on_expire.pop(item, ("", ""))
+        if action == "arm":
+            self.arm(other)
+        elif action == "disarm":
+            self.disarm(other)
+
+    @rule(item=_ITEMS)
+    def arm(self, item: str) -> None:
+        self.armed += 1
+        self.model[item] = (self.at_s + 5.0, self.armed)
+        self.due.arm(item, self.at_s)
+
+    @rule(item=_ITEMS)
+    def disarm(self, item: str) -> None:
+        self.model.pop(item, None)
+        self.due.disarm(item)
+
+    @rule()
+    def take_newest(self) -> None:
+        newest = max(self.model, key=lambda item: self.model[item][1], default=None)
+        assert self.due.take_newest() == newest
+        self.model.pop(newest or "", None)
+
+    @rule(item=_ITEMS, action=st.sampled_from(["arm", "disarm"]), other=_ITEMS)
+    def plan_for_expiry(self, item: str, action: str, other: str) -> None:
+        self.on_expire[item] = (action, other)
+
+    @rule(by_s=st.sampled_from([0.0, 1.0, 4.0, 5.0, 9.0]))
+    def sweep(self, by_s: float) -> None:
+        self.at_s += by_s
+        self.due.sweep(self.at_s)
+        assert all(due_s > self.at_s for due_s, _ in self.model.values())
+
+    @invariant()
+    def as_many(self) -> None:
+        assert len(self.due) == len(self.model)
+
+
+TestDeadlinesAgainstModel = DeadlinesAgainstModel.TestCase
+TestDeadlinesAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# --- Ticker ---------------------------------------------------------------------------------------
+
+
+async def ticks(count: int) -> None:
+    """Wait until a ticker of its own has ticked so often."""
+    ticker = Ticker()
+    done = asyncio.Event()
+    seen: list[float] = []
+
+    def job(at_s: float) -> None:
+        seen.append(at_s)
+        if len(seen) == count:
+            done.set()
+
+    ticker.add(job)
+    ticker.start()
+    try:
+        async with asyncio.timeout(50 * count * TICK_S):
+            await done.wait()
+    finally:
+        ticker.stop()
+
+
+async def test_every_job_is_called_at_each_tick_with_the_present() -> None:
+    ticker = Ticker()
+    calls: list[tuple[str, float]] = []
+    ticker.add(lambda at_s: calls.append(("a", at_s)))
+    ticker.add(lambda at_s: calls.append(("b", at_s)))
+    started_s = now()
+
+    ticker.start()
+    await ticks(3)
+    ticker.stop()
+
+    assert [name for name, _ in calls] == ["a", "b"] * (len(calls) // 2)
+    assert [at_s for _, at_s in calls] == sorted(at_s for _, at_s in calls)
+    assert all(started_s < at_s <= now() for _, at_s in calls)
+    assert calls[0][1] == calls[1][1]
+
+
+async def test_starting_twice_is_starting_once() -> None:
+    ticker = Ticker()
+    calls: list[float] = []
+    ticker.add(calls.append)
+
+    ticker.start()
+    ticker.start()
+    ticker.stop()
+    await ticks(2)
+
+    assert calls == []
+
+
+async def test_a_stopped_ticker_may_be_stopped_and_started_again() -> None:
+    ticker = Ticker()
+    calls: list[float] = []
+    ticker.add(calls.append)
+    ticker.stop()
+    ticker.start()
+    ticker.stop()
+    ticker.stop()
+
+    ticker.start()
+    await ticks(2)
+    ticker.stop()
+
+    assert calls
+
+
+async def test_a_job_may_stop_the_ticker() -> None:
+    ticker = Ticker()
+    calls: list[float] = []
+
+    def job(at_s: float) -> None:
+        calls.append(at_s)
+        ticker.stop()
+
+    ticker.add(job)
+    ticker.start()
+    await ticks(3)
+
+    assert len(calls) == 1

@@ -1,0 +1,116 @@
+"""A pool at run time: who serves it, through what, and when one is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcp_proxy import clock
+from mcp_proxy.backends import Backend
+from mcp_proxy.backends.balance import RoundRobin
+from mcp_proxy.pools import Pool
+from mcp_proxy.upstream import Call, Outgoing, Receiver, Transport
+
+
+class IdleTransport:
+    """Implements Transport for tests that send nothing."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    @property
+    def open_connections(self) -> int:
+        return 0
+
+    def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
+        raise AssertionError("nothing is sent here")
+
+    def sweep(self, at_s: float) -> None:
+        raise AssertionError("nothing is due here")
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+A, B = (Backend(name, 80, b"/mcp") for name in "ab")
+
+
+def make(
+    *, lost_after_s: float = 3600.0, authorization: bytes | None = None
+) -> tuple[Pool, list[IdleTransport]]:
+    idle = [IdleTransport(), IdleTransport()]
+    transports: dict[str, Transport] = {A.id: idle[0], B.id: idle[1]}
+    pool = Pool(
+        "main", [A, B], transports, RoundRobin(), lost_after_s=lost_after_s, authorization=authorization
+    )
+    return pool, idle
+
+
+@pytest.fixture(autouse=True)
+def _reachable() -> None:
+    A.reached()
+    B.reached()
+
+
+def test_a_pool_begins_with_what_is_configured_and_nothing_learnt() -> None:
+    pool, _ = make(authorization=b"Bearer pool")
+
+    assert (pool.name, pool.backends, pool.authorization) == ("main", (A, B), b"Bearer pool")
+    assert not pool.is_stateless
+    assert pool.streams == 0
+
+
+def test_a_backend_is_found_by_its_id_only() -> None:
+    pool, _ = make()
+
+    assert pool.find(A.id) is A
+    assert pool.find("http://a:80/other") is None
+    assert pool.find("") is None
+
+
+def test_each_backend_has_its_transport() -> None:
+    pool, idle = make()
+
+    assert pool.transport(A) is idle[0]
+    assert pool.transport(B) is idle[1]
+
+
+def test_the_next_backend_is_one_that_was_not_tried() -> None:
+    pool, _ = make()
+
+    assert {pool.next(), pool.next()} == {A, B}
+    assert {pool.next([A.id]) for _ in range(3)} == {B}
+    assert pool.next((A.id, B.id)) is None
+
+
+def test_a_backend_that_was_just_refused_comes_last() -> None:
+    pool, _ = make()
+    A.refused(clock.now())
+
+    assert {pool.next() for _ in range(3)} == {B}
+    assert pool.next([B.id]) is A
+
+
+@pytest.mark.parametrize(("lost_after_s", "is_lost"), [(3600.0, False), (60.0, True), (30.0, True)])
+def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float, is_lost: bool) -> None:
+    pool, _ = make(lost_after_s=lost_after_s)
+    A.refused(clock.now() - 60.0)
+    A.refused(clock.now())
+
+    assert pool.is_lost(A) is is_lost
+    assert not pool.is_lost(B)
+    A.reached()
+    assert not pool.is_lost(A)
+
+
+async def test_closing_closes_every_transport() -> None:
+    pool, idle = make()
+
+    await pool.aclose()
+
+    assert [transport.closed for transport in idle] == [1, 1]
+
+
+def test_a_pool_describes_itself_and_its_backends() -> None:
+    pool, _ = make()
+
+    assert repr(pool) == f"<Pool main [{A!r}, {B!r}]>"
