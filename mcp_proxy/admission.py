@@ -15,6 +15,7 @@ from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request
 from mcp_proxy.policy.origin import OriginGuard, cors_headers, preflight_headers
 from mcp_proxy.routing import ALLOW_ALL
+from mcp_proxy.sessions import SessionKey
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 
 
@@ -29,8 +30,8 @@ class Admitted(msgspec.Struct, gc=False):
     """With its question mark, or empty; passed on as received."""
     client: str
     """Address of the client, as far as trusted proxies vouch for it."""
-    has_legal_session: bool
-    """The session id, if there is one, could be one; otherwise it is unknown."""
+    key: SessionKey | None
+    """Of the session that the head names; None without one, or if the id cannot be one."""
     forward: Fields | None = None
     """What the backend gets, once it has been built."""
 
@@ -60,8 +61,10 @@ class Porter:
         if refusal is not None:
             return refusal
         client = self._forwarder.client(request, head)
-        is_legal = head.session_id is None or is_session_id(head.session_id)
-        return Admitted(request, head, route[0], route[1], mark + query, client, is_legal)
+        key = None
+        if head.session_id is not None and is_session_id(head.session_id):
+            key = SessionKey(route[1], head.session_id)
+        return Admitted(request, head, route[0], route[1], mark + query, client, key)
 
     def route(self, request: Request) -> str:
         """Path of the route that the request names, ``""`` if there is none."""
@@ -81,7 +84,9 @@ class Porter:
         if reason is not None:
             return Rejection(reason, _HOST_DETAIL[reason])
         if head.origin is not None and not self._guard.allows_origin(head.origin):
-            return Rejection("forbidden_origin", "set external_url to the URL under which browsers see this proxy")
+            return Rejection(
+                "forbidden_origin", "set external_url to the URL under which browsers see this proxy"
+            )
         if head.via and self._forwarder.is_loop(head):
             return Rejection("loop_detected", "a backend of this proxy is the proxy itself")
         if request.method == b"POST":
@@ -110,7 +115,9 @@ def _judge_media(head: RequestHead) -> Rejection | None:
                 # Backends that honour it would read other JSON from the same bytes (RFC 8259 section 8.1).
                 return Rejection("unsupported_media_type", "JSON is UTF-8; leave the charset out")
     if head.content_encoding is not None and head.content_encoding.lower() != b"identity":
-        return Rejection("unsupported_media_type", "a compressed body cannot be checked; send it uncompressed")
+        return Rejection(
+            "unsupported_media_type", "a compressed body cannot be checked; send it uncompressed"
+        )
     return None
 
 
@@ -118,5 +125,7 @@ def preflight(request: Request, head: RequestHead) -> tuple[int, Headers]:
     """Status and headers of the answer to OPTIONS."""
     if head.origin is None:
         return 204, ALLOW_ALL
-    requested = b", ".join(value for name, value in request.headers if name == b"access-control-request-headers")
+    requested = b", ".join(
+        value for name, value in request.headers if name == b"access-control-request-headers"
+    )
     return 204, preflight_headers(head.origin, requested)

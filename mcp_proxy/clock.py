@@ -48,10 +48,19 @@ class Deadlines(Generic[T]):
     def disarm(self, item: T) -> None:
         self._due.pop(item, None)
 
+    def trim(self, size: int) -> None:
+        """Expire the oldest items above ``size``, due or not."""
+        while len(self._due) > size:
+            item = next(iter(self._due))
+            del self._due[item]
+            self._expire(item)
+
     def sweep(self, at_s: float) -> None:
         """Expire what is due. An ``expire`` callback may arm and disarm freely."""
         due = self._due
-        while due:
+        for _ in range(len(due)):  # not what a callback arms
+            if not due:
+                return
             item = next(iter(due))
             if due[item] > at_s:
                 return

@@ -51,9 +51,7 @@ class UpstreamError(Exception):
 
     __slots__ = ("detail", "kind", "phase", "sent", "stale")
 
-    def __init__(
-        self, phase: Phase, kind: str, detail: str, *, sent: bool, stale: bool = False
-    ) -> None:
+    def __init__(self, phase: Phase, kind: str, detail: str, *, sent: bool, stale: bool = False) -> None:
         super().__init__(f"{phase.name.lower()}: {detail}")
         self.phase = phase
         self.kind = kind

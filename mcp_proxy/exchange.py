@@ -102,7 +102,9 @@ class Exchange:
         "state", "status", "streams_from", "tried",
     )  # fmt: skip
 
-    def __init__(self, director: Director, admission: Admitted, pool: Pool, body: bytes, reply: Reply) -> None:
+    def __init__(
+        self, director: Director, admission: Admitted, pool: Pool, body: bytes, reply: Reply
+    ) -> None:
         self._director = director
         self.pool = pool
         self._reply = reply
@@ -155,7 +157,9 @@ class Exchange:
 
     # --- the gateway's side ----------------------------------------------------------
 
-    def send(self, backend: Backend, transport: Transport, outgoing: Outgoing, *, fresh: bool = False) -> None:
+    def send(
+        self, backend: Backend, transport: Transport, outgoing: Outgoing, *, fresh: bool = False
+    ) -> None:
         """Begin an attempt at ``backend``."""
         self._move(State.WAITING)
         self.backend = backend

@@ -137,14 +137,12 @@ class Gateway:
         if plan.aim is not Aim.SESSION:
             self._send_anywhere(exchange)
             return
-        admission = exchange.admission
-        session_id = admission.head.session_id
-        if session_id is None or not admission.has_legal_session:
+        exchange.key = key = exchange.admission.key
+        if key is None:
             exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
             return
-        exchange.key = SessionKey(admission.pool, session_id)
         try:
-            found = self.store.get(exchange.key)
+            found = self.store.get(key)
         except StoreError as error:
             self._store_failed(exchange, "get", error)
             return
@@ -173,7 +171,9 @@ class Gateway:
                 exchange.plan = LEGACY_ANYWHERE
                 self._send_anywhere(exchange)
             elif pool.is_stateless:
-                exchange.refuse(Rejection("method_not_allowed", "the backends keep no sessions", extra=ALLOW_POST))
+                exchange.refuse(
+                    Rejection("method_not_allowed", "the backends keep no sessions", extra=ALLOW_POST)
+                )
             else:
                 exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
             return
@@ -281,7 +281,9 @@ class Gateway:
     ) -> None:
         """Write the session down before the head of the ``initialize`` answer leaves."""
         if not is_session_id(session_id):
-            exchange.refuse(Rejection("upstream_invalid", "the backend issued an illegal session id", exchange.id))
+            exchange.refuse(
+                Rejection("upstream_invalid", "the backend issued an illegal session id", exchange.id)
+            )
             return
         assert exchange.backend is not None
         exchange.key = SessionKey(exchange.admission.pool, session_id)

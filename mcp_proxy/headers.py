@@ -75,7 +75,13 @@ _RULES: Final = dict(_NAMED)
 _PROTECTED: Final = frozenset(_SLOTS) | frozenset(_COLLECTED) | {b"content-length", b"accept", b"expect"}
 """A ``Connection`` header must not be able to nominate these away (golang/go#50580)."""
 
-_RESPONSE_DROP: Final = HOP_BY_HOP | {b"content-length", b"content-location", b"server", b"set-cookie", b"alt-svc"}
+_RESPONSE_DROP: Final = HOP_BY_HOP | {
+    b"content-length",
+    b"content-location",
+    b"server",
+    b"set-cookie",
+    b"alt-svc",
+}
 """Beside hop-by-hop: framing, and what speaks for the backend's own origin."""
 
 _RESPONSE_SINGLE: Final = frozenset((b"content-type", b"mcp-session-id", b"location"))

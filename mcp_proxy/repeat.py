@@ -21,13 +21,16 @@ _DIGITS_LIMIT: Final = 9
 class RepeatedHead(Generic[T]):
     """An accepted head, cut at the digits of its Content-Length, and what it led to."""
 
-    __slots__ = ("_before", "_behind", "_cut", "_rest", "value")
+    __slots__ = ("_before", "_behind", "_cut", "_last", "_last_size", "_rest", "value")
 
     def __init__(self, before: bytes, behind: bytes, value: T) -> None:
         self._before = before
         self._behind = behind
         self._cut = len(before)
         self._rest = len(behind)
+        self._last = b"\0"
+        """The head as it came last, with its digits, and the size of that message."""
+        self._last_size = 0
         self.value = value
 
     @classmethod
@@ -41,6 +44,8 @@ class RepeatedHead(Generic[T]):
     def match(self, data: bytes) -> int:
         """If ``data`` is this head, with any length, and exactly the body that it announces:
         the length. Otherwise -1."""
+        if len(data) == self._last_size and data.startswith(self._last):
+            return self._last_size - len(self._last)
         if not data.startswith(self._before):
             return -1
         cut = self._cut
@@ -49,4 +54,8 @@ class RepeatedHead(Generic[T]):
         if end < 0 or not data.startswith(self._behind, end) or not digits.isdigit():
             return -1
         length = int(digits)
-        return length if len(data) == end + self._rest + length else -1
+        if len(data) != end + self._rest + length:
+            return -1
+        self._last = data[: end + self._rest]
+        self._last_size = len(data)
+        return length

@@ -17,7 +17,9 @@ from mcp_proxy.envelope import NAMED_METHODS, Envelope, Kind, decode_mcp_name
 from mcp_proxy.headers import RequestHead
 from mcp_proxy.wire import Rejection
 
-HANDSHAKE_VERSIONS: Final = frozenset((b"2024-10-07", b"2024-11-05", b"2025-03-26", b"2025-06-18", b"2025-11-25"))
+HANDSHAKE_VERSIONS: Final = frozenset(
+    (b"2024-10-07", b"2024-11-05", b"2025-03-26", b"2025-06-18", b"2025-11-25")
+)
 """Revisions with ``initialize``. 2024-10-07 is still sent by TypeScript clients."""
 
 MODERN_VERSIONS: Final = frozenset((b"2026-07-28",))
@@ -87,7 +89,9 @@ def plan_post(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
     claimed = envelope.version
     if version is None:
         if claimed is not None and envelope.method != "initialize":
-            return _mismatch(envelope, "the body names a protocol version, the MCP-Protocol-Version header is missing")
+            return _mismatch(
+                envelope, "the body names a protocol version, the MCP-Protocol-Version header is missing"
+            )
         return _legacy(head, envelope)
     if claimed is not None and claimed.encode() != version:
         return _mismatch(envelope, "MCP-Protocol-Version differs from the version in the body")
@@ -123,7 +127,9 @@ def _modern(head: RequestHead, envelope: Envelope) -> Plan | Rejection:
     if is_request and envelope.version is None and head.version in MODERN_VERSIONS:
         # Without it a body-first server would treat the message as legacy, and could serve
         # a session that was never checked here.
-        return Rejection("missing_meta", "params._meta has no io.modelcontextprotocol/protocolVersion", envelope.id)
+        return Rejection(
+            "missing_meta", "params._meta has no io.modelcontextprotocol/protocolVersion", envelope.id
+        )
     problem = _header_problem(head, envelope, required=is_request and head.version in MODERN_VERSIONS)
     if problem is not None:
         return _mismatch(envelope, problem)

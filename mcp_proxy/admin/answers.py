@@ -17,9 +17,7 @@ SECURITY_HEADERS = {
 }
 
 
-def answer(
-    status: int, body: bytes, content_type: str, extra: Mapping[str, str] | None = None
-) -> Response:
+def answer(status: int, body: bytes, content_type: str, extra: Mapping[str, str] | None = None) -> Response:
     headers = {**SECURITY_HEADERS, "content-type": content_type, **(extra or {})}
     return Response(body, status, headers)
 
@@ -34,8 +32,6 @@ def document(status: int, value: object, extra: Mapping[str, str] | None = None)
     return answer(status, body, "application/json", extra)
 
 
-def refusal(
-    status: int, reason: str, detail: str, extra: Mapping[str, str] | None = None
-) -> Response:
+def refusal(status: int, reason: str, detail: str, extra: Mapping[str, str] | None = None) -> Response:
     """An error: ``reason`` is a stable word, ``detail`` a sentence of ours."""
     return document(status, {"error": {"reason": reason, "detail": detail}}, extra)

@@ -19,22 +19,18 @@ class LeastSessions:
         self._cursor = 0
 
     def choose(self, backends: Sequence[Backend], tried: Collection[str], at_s: float) -> Backend | None:
+        candidates = [backend for backend in backends if backend.id not in tried]
+        candidates = [backend for backend in candidates if backend.avoid_until_s <= at_s] or candidates
+        if not candidates:
+            return None
         self._cursor += 1
-        best: Backend | None = None
-        best_load: tuple[bool, float, float] | None = None
-        count = len(backends)
-        for offset in range(count):
-            backend = backends[(self._cursor + offset) % count]
-            if backend.id in tried:
-                continue
-            load = (
-                backend.avoid_until_s > at_s,
-                backend.sessions / backend.weight,
-                backend.inflight / backend.weight,
-            )
-            if best_load is None or load < best_load:
-                best, best_load = backend, load
-        return best
+        turn = self._cursor % len(candidates)
+        return min(candidates[turn:] + candidates[:turn], key=_load)
+
+
+def _load(backend: Backend) -> tuple[float, float]:
+    # plus one: of idle backends, too, the heavier one comes first
+    return (backend.sessions + 1) / backend.weight, (backend.inflight + 1) / backend.weight
 
 
 class RoundRobin:

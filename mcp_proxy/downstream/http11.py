@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 
 import httptools
 
+from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
 from mcp_proxy.headers import VALUE_LIMIT, plain_address
 from mcp_proxy.repeat import RepeatedHead
@@ -57,10 +58,11 @@ class Http11Protocol(asyncio.Protocol):
     """One connection. Implements Reply for the request it is serving."""
 
     __slots__ = (
-        "__weakref__", "_admission", "_body_bytes", "_chunked", "_complete", "_connections",
-        "_conversation", "_has_served", "_headers_done", "_is_fresh", "_is_head", "_is_http10", "_is_surplus", "_keep_alive", "_left",
-        "_must_close", "_parser", "_parts", "_peer", "_pending", "_raw", "_repeated", "_reply_chunked", "_scheme",
-        "_seen", "_settings", "_state", "_tail", "_transport", "_wire_bytes", "on_body",
+        "__weakref__", "_admission", "_body_bytes", "_chunked", "_connections", "_conversation", "_feeder",
+        "_has_served", "_headers_done", "_is_fresh", "_is_head", "_is_http10", "_is_surplus", "_keep_alive",
+        "_left", "_must_close", "_parser", "_parts", "_peer", "_pending", "_raw", "_repeated",
+        "_reply_chunked", "_scheme", "_seen", "_settings", "_state", "_transport", "_wire_bytes",
+        "is_complete", "on_body",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -85,14 +87,14 @@ class Http11Protocol(asyncio.Protocol):
         self.on_body: Callable[[bytes], None] = self._parts.append
         """Called by the parser; a bound C method spares a Python frame per chunk."""
         self._headers_done = False
-        self._complete = False
+        self.is_complete = False
         self._keep_alive = False
         self._is_http10 = False
         self._chunked = False
         self._left = 0
         self._wire_bytes = 0
         self._body_bytes = 0
-        self._tail = b""
+        self._feeder: ChunkedFeeder | None = None
         self._seen = 0
         self._is_head = False
         self._has_served = False
@@ -133,6 +135,7 @@ class Http11Protocol(asyncio.Protocol):
         if conversation is not None:
             conversation.disconnect()
         self._raw = self._pending = b""
+        self._parser = self._feeder = self._repeated = None  # they refer back to this object
 
     def pause_writing(self) -> None:
         if self._conversation is not None:
@@ -148,7 +151,11 @@ class Http11Protocol(asyncio.Protocol):
             if state is State.HEAD:
                 if self._pending:
                     data, self._pending = self._pending + data, b""
-                elif self._repeated is not None and not self._raw and self._serve_repeated(self._repeated, data):
+                elif (
+                    self._repeated is not None
+                    and not self._raw
+                    and self._serve_repeated(self._repeated, data)
+                ):
                     return
                 self._read(data)
             elif state is State.BODY:
@@ -186,7 +193,7 @@ class Http11Protocol(asyncio.Protocol):
                 return
             else:
                 return
-            if self._complete and self._state is State.BODY:
+            if self.is_complete and self._state is State.BODY:
                 self._serve()
 
     def _serve_repeated(self, repeated: RepeatedHead[Admission], data: bytes) -> bool:
@@ -234,7 +241,7 @@ class Http11Protocol(asyncio.Protocol):
         parser = self._parser
         if parser is None:
             self._parser = parser = httptools.HttpRequestParser(self)
-            self._headers_done = self._complete = False
+            self._headers_done = self.is_complete = False
         try:
             parser.feed_data(new)
         except httptools.HttpParserUpgrade:
@@ -244,7 +251,7 @@ class Http11Protocol(asyncio.Protocol):
             # The upgrade is declined (RFC 9110 section 7.8 lets a server ignore it) by
             # parsing the head again without it. Java clients send ``Upgrade: h2c`` always.
             self._parser = parser = httptools.HttpRequestParser(self)
-            self._headers_done = self._complete = False
+            self._headers_done = self.is_complete = False
             parser.feed_data(_without_upgrade(head))
 
     def _open(self, head: bytes) -> None:
@@ -298,7 +305,6 @@ class Http11Protocol(asyncio.Protocol):
         self._state = State.BODY
         self._left = length
         self._wire_bytes = self._body_bytes = self._seen = 0
-        self._tail = b""
         has_body = length > 0 or self._chunked
         if has_body and request.method != b"POST":
             raise _Refused("bad_request", "only POST has a body here", request)
@@ -310,7 +316,9 @@ class Http11Protocol(asyncio.Protocol):
         if self._is_surplus:
             raise _Refused("overloaded", "too many connections", request)
         self._admission = admission
-        if not self._chunked:
+        if self._chunked and self._parser is not None:
+            self._feeder = ChunkedFeeder(self._parser, self)
+        else:
             self._parser = None
         if not has_body:
             self._serve()
@@ -330,39 +338,29 @@ class Http11Protocol(asyncio.Protocol):
         rest = b""
         if len(data) >= left:
             data, rest = data[:left], data[left:]
-            self._complete = True
+            self.is_complete = True
         self._left = left - len(data)
         self._parts.append(data)
         return rest
 
     def _read_chunked(self, data: bytes) -> bytes:
-        """A chunked body ends with CR LF CR LF, so the parser is fed up to each of these in
-        turn: when it reports the end, nothing behind it has been parsed."""
-        assert self._parser is not None
-        joined = self._tail + data  # the four bytes may span segments
-        start = len(self._tail)
-        search = 0
-        while start < len(joined) and not self._complete:
-            found = joined.find(b"\r\n\r\n", search)
-            search = end = found + 4 if found >= 0 else len(joined)
-            self._parser.feed_data(joined[start:end])
-            start = end
+        assert self._feeder is not None
+        rest = self._feeder.feed(data)
         parts = self._parts
         self._body_bytes += sum(map(len, parts[self._seen :]))
         self._seen = len(parts)
-        self._wire_bytes += start - len(self._tail)
-        self._tail = joined[max(0, start - 3) : start]
+        self._wire_bytes += len(data) - len(rest)
         if self._body_bytes > self._settings.handler.body_limit:
             raise _Refused("body_too_large", f"the limit is {self._settings.handler.body_limit} bytes")
         if self._wire_bytes > 2 * self._body_bytes + CHUNK_OVERHEAD:
             raise _Refused("bad_request", "the chunked framing is larger than the body")
-        return joined[start:]
+        return rest
 
     def _serve(self) -> None:
         """The request is whole."""
         self._state = State.SERVING
-        self._complete = self._headers_done = False
-        self._parser = None
+        self.is_complete = self._headers_done = False
+        self._parser = self._feeder = None
         self._has_served = True
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -396,7 +394,9 @@ class Http11Protocol(asyncio.Protocol):
         self._must_close = True
         if request is None:
             admission = self._admission
-            request = Request(b"", b"", [], self._peer, self._scheme) if admission is None else admission.request
+            request = (
+                Request(b"", b"", [], self._peer, self._scheme) if admission is None else admission.request
+            )
         self._settings.handler.refuse(request, rejection, self)
 
     # --- httptools callbacks ---------------------------------------------------------
@@ -407,16 +407,16 @@ class Http11Protocol(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
-        self._complete = True
+        self.is_complete = True
 
     # --- Reply -----------------------------------------------------------------------
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         if status in _BODYLESS:
-            self._transport.write(self._build_head(status, headers, b""))
+            self._transport.write(self._build_head(status, headers, b"", b""))
         else:
-            head = self._build_head(status, headers, b"content-length: %d\r\n" % len(body))
-            self._transport.write(head if self._is_head else head + body)
+            framing = b"content-length: " + str(len(body)).encode() + b"\r\n"
+            self._transport.write(self._build_head(status, headers, framing, b"" if self._is_head else body))
         self._finish()
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
@@ -428,7 +428,7 @@ class Http11Protocol(asyncio.Protocol):
             framing = b"transfer-encoding: chunked\r\n"
         else:
             framing = b""  # HTTP/1.0: the close ends the body
-        self._transport.write(self._build_head(status, headers, framing))
+        self._transport.write(self._build_head(status, headers, framing, b""))
 
     def write(self, chunk: bytes) -> None:
         if self._reply_chunked:
@@ -450,12 +450,12 @@ class Http11Protocol(asyncio.Protocol):
             self._transport.close()  # what was sent arrives, the framing shows the loss
             self._settings.linger_due.arm(self)
 
-    def _build_head(self, status: int, headers: Headers, framing: bytes) -> bytes:
+    def _build_head(self, status: int, headers: Headers, framing: bytes, body: bytes) -> bytes:
         fields = headers if type(headers) is Fields else Fields(headers)
         block = fields.block
         date = b"" if fields.has_date else self._settings.date_line
-        close = b"connection: close\r\n" if self._closes() else b""
-        return b"%b%b%b%b%b\r\n" % (STATUS_LINES[status], block, date, framing, close)
+        end = b"connection: close\r\n\r\n" if self._closes() else b"\r\n"
+        return b"".join((STATUS_LINES[status], block, date, framing, end, body))
 
     def _closes(self) -> bool:
         return self._must_close or not self._keep_alive or self._is_http10
@@ -534,7 +534,12 @@ class _Refused(Exception):
     """The request is answered here and now, and the connection closes."""
 
     def __init__(
-        self, reason: str, detail: str = "", request: Request | None = None, *, rejection: Rejection | None = None
+        self,
+        reason: str,
+        detail: str = "",
+        request: Request | None = None,
+        *,
+        rejection: Rejection | None = None,
     ) -> None:
         super().__init__(reason)
         self.rejection = rejection or Rejection(reason, detail)

@@ -49,25 +49,68 @@ OTHER = "other"
 METHODS = frozenset(
     {
         # Requests of every revision from 2024-11-05 to 2026-07-28.
-        "initialize", "ping", "server/discover", "completion/complete", "logging/setLevel",
-        "tools/list", "tools/call", "prompts/list", "prompts/get",
-        "resources/list", "resources/templates/list", "resources/read",
-        "resources/subscribe", "resources/unsubscribe", "subscriptions/listen",
+        "initialize",
+        "ping",
+        "server/discover",
+        "completion/complete",
+        "logging/setLevel",
+        "tools/list",
+        "tools/call",
+        "prompts/list",
+        "prompts/get",
+        "resources/list",
+        "resources/templates/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "subscriptions/listen",
         # Tasks: 2025-11-25 (experimental) and the extension io.modelcontextprotocol/tasks.
-        "tasks/get", "tasks/result", "tasks/list", "tasks/cancel", "tasks/update",
+        "tasks/get",
+        "tasks/result",
+        "tasks/list",
+        "tasks/cancel",
+        "tasks/update",
         # Notifications that travel towards a backend.
-        "notifications/initialized", "notifications/cancelled", "notifications/progress",
-        "notifications/roots/list_changed", "notifications/tasks/status",
+        "notifications/initialized",
+        "notifications/cancelled",
+        "notifications/progress",
+        "notifications/roots/list_changed",
+        "notifications/tasks/status",
     }
 )
 """Methods that have a label of their own; all others share ``other``."""
 
 DURATION_BOUNDS_S = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
 )
 """From a cached ``tools/list`` to a tool that works for minutes."""
 OVERHEAD_BOUNDS_S = (
-    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.1,
+    0.5,
 )
 """From what the proxy costs when idle (tens of microseconds) to a stalled event loop."""
 

@@ -21,6 +21,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.headers import HeaderError, read_response
 from mcp_proxy.repeat import RepeatedHead
@@ -62,9 +63,9 @@ class Connection(asyncio.Protocol):
     """Implements Call for the request it carries; one request at a time."""
 
     __slots__ = (
-        "__weakref__", "_begun", "_chunked", "_complete", "_head_done", "_host", "_interim", "_keep_alive",
-        "_left", "_owner", "_parser", "_parts", "_paused", "_raw", "_receiver", "_repeated", "_request", "_reused", "_state",
-        "_surplus", "_transport", "_watched", "on_body",
+        "__weakref__", "_begun", "_chunked", "_feeder", "_head_done", "_host", "_interim", "_keep_alive",
+        "_left", "_owner", "_parser", "_parts", "_paused", "_raw", "_receiver", "_repeated", "_request",
+        "_reused", "_state", "_surplus", "_transport", "_watched", "is_complete", "on_body",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, host: bytes, *, watched: bool) -> None:
@@ -85,11 +86,12 @@ class Connection(asyncio.Protocol):
         """A byte of the response has arrived."""
         self._raw = b""
         self._parser: httptools.HttpResponseParser | None = None
+        self._feeder: ChunkedFeeder | None = None
         self._parts: list[bytes] = []
         self.on_body: Callable[[bytes], None] = self._parts.append
         """Called by the parser; a bound C method spares a Python frame per chunk."""
         self._head_done = False
-        self._complete = False
+        self.is_complete = False
         self._surplus = False
         self._keep_alive = False
         self._chunked = False
@@ -115,17 +117,25 @@ class Connection(asyncio.Protocol):
         self._state = State.HEAD
         self._receiver = receiver
         body, headers = outgoing.body, outgoing.headers
-        block = headers.block
         self._request = headers
         if headers.note is not None:
             self._repeated = headers.note
+        framing: tuple[bytes, ...] = (b"\r\n",)
         if body or outgoing.method == b"POST":
-            block = b"%bcontent-length: %d\r\n" % (block, len(body))
-        head = (outgoing.method, outgoing.target, self._host, block)
+            framing = (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n")
+        head = (
+            outgoing.method,
+            b" ",
+            outgoing.target,
+            b" HTTP/1.1\r\nhost: ",
+            self._host,
+            b"\r\n",
+            headers.block,
+        )
         if len(body) <= COPY_LIMIT:
-            self._transport.write(b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n%b" % (*head, body))
+            self._transport.write(b"".join((*head, *framing, body)))
         else:
-            self._transport.write(b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % head)
+            self._transport.write(b"".join((*head, *framing)))
             self._transport.write(body)
 
     def close(self) -> None:
@@ -177,10 +187,11 @@ class Connection(asyncio.Protocol):
                 receiver.on_end()  # close-delimited, RFC 9112 section 6.3 rule 8
             else:
                 how = "closed" if exc is None else "reset"
-                error = self._error("invalid" if self._raw else "lost", f"the backend {how} the connection")
+                error = self._error("lost", f"the backend {how} the connection")
                 self._state = State.CLOSED
                 receiver.on_error(error)
         self._state = State.CLOSED
+        self._parser = self._feeder = self._repeated = self._request = None  # the parser refers back
         self._owner.gone(self)
 
     def data_received(self, data: bytes) -> None:
@@ -278,16 +289,17 @@ class Connection(asyncio.Protocol):
                 self._request.note = self._repeated
         if not self._chunked:
             self._parser = None
-        else:
+        elif self._parser is not None:
+            self._feeder = ChunkedFeeder(self._parser, self)
             self._repeated = self._request = None  # a stream may stay for hours, and this memory with it
         self._left = length
-        self._complete = length == 0
-        self._surplus = self._complete and bool(rest)
+        self.is_complete = length == 0
+        self._surplus = self.is_complete and bool(rest)
         self._state = State.BODY
         receiver = self._receiver
         assert receiver is not None
         receiver.on_head(status, forward, length)
-        if self._complete and self._receiver is receiver:
+        if self.is_complete and self._receiver is receiver:
             self._finish()
 
     def _read_fields(self, head: bytes) -> Headers:
@@ -313,7 +325,7 @@ class Connection(asyncio.Protocol):
             data = self._decode(data)
         elif left is not None:
             if len(data) >= left:
-                self._complete = True
+                self.is_complete = True
                 self._surplus = len(data) > left
                 data = data[:left]
             self._left = left - len(data)
@@ -321,20 +333,14 @@ class Connection(asyncio.Protocol):
         assert receiver is not None
         if data:
             receiver.on_body(data)
-        if self._complete and self._receiver is receiver:
+        if self.is_complete and self._receiver is receiver:
             self._finish()
         return b""
 
     def _decode(self, data: bytes) -> bytes:
-        """Body bytes of chunked ``data``. What follows the last chunk is surplus: the parser
-        meets it as the beginning of another message and is stopped there."""
-        assert self._parser is not None
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            if not self._complete:
-                raise
-            self._surplus = True
+        """Body bytes of chunked ``data``."""
+        assert self._feeder is not None
+        self._surplus = bool(self._feeder.feed(data))
         parts = self._parts
         if not parts:
             return b""
@@ -352,22 +358,19 @@ class Connection(asyncio.Protocol):
         if reusable:
             self._state = State.IDLE
             self._reused = True
-            self._complete = self._begun = self._chunked = False
+            self.is_complete = self._begun = self._chunked = False
             self._interim = 0
-            self._parser = None
+            self._parser = self._feeder = None
         else:
+            # Not close(): that would go on sending the rest of a request that was answered early.
             self._state = State.CLOSED
-            self._transport.close()
+            self._transport.abort()
         assert receiver is not None
         receiver.on_end()
         if reusable and self._state is State.IDLE:
             self._owner.released(self)
 
     # --- httptools callbacks ---------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        if self._complete:
-            raise _Invalid("surplus bytes behind the response")
 
     def on_headers_complete(self) -> None:
         self._head_done = True
@@ -376,7 +379,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._chunked:
-            self._complete = True
+            self.is_complete = True
 
 
 _BODYLESS: Final = frozenset((204, 304))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
 from typing import Final
 
@@ -44,6 +45,7 @@ class Http11Transport:
         self._tasks = tasks
         self._connect_timeout_s = connect_timeout_s
         self._open: set[Connection] = set()
+        self._dials: set[_Dial] = set()
         self._idle: Deadlines[Connection] = Deadlines(IDLE_S, Connection.close)
         self._head_due: Deadlines[Connection] = Deadlines(head_timeout_s, self._expire_head)
         self._body_due: Deadlines[Connection] = Deadlines(idle_timeout_s, self._expire_body)
@@ -63,16 +65,25 @@ class Http11Transport:
         if not fresh:
             while (connection := self._idle.take_newest()) is not None:
                 if connection.is_usable:
-                    self.begin(connection, outgoing, receiver)
+                    connection.send(outgoing, receiver)
+                    if self._watched:
+                        self._head_due.arm(connection)
                     return connection
         dial = _Dial(self, outgoing, receiver)
+        self._dials.add(dial)
         dial.task = self._tasks.spawn(dial.run())
         return dial
 
-    def begin(self, connection: Connection, outgoing: Outgoing, receiver: Receiver) -> None:
+    def begin(self, dial: _Dial, connection: Connection, outgoing: Outgoing, receiver: Receiver) -> None:
+        """A dial came through."""
+        self._dials.discard(dial)
         connection.send(outgoing, receiver)
         if self._watched:
             self._head_due.arm(connection)
+
+    def abandon(self, dial: _Dial) -> None:
+        """A dial failed or nobody waits for it any more."""
+        self._dials.discard(dial)
 
     async def dial(self) -> Connection:
         """A new connection. Raises OSError (ssl.SSLError and TimeoutError included)."""
@@ -89,11 +100,14 @@ class Http11Transport:
     def sweep(self, at_s: float) -> None:
         """Fire due timeouts; a job for the Ticker."""
         self._idle.sweep(at_s)
+        self._idle.trim(IDLE_LIMIT)
         self._head_due.sweep(at_s)
         self._body_due.sweep(at_s)
 
     async def aclose(self) -> None:
         self._closed = True
+        for dial in list(self._dials):
+            dial.fail("lost", "the proxy is closing")
         for connection in list(self._open):
             connection.fail("lost", "the proxy is closing")
 
@@ -103,7 +117,7 @@ class Http11Transport:
         if self._watched:
             self._head_due.disarm(connection)
             self._body_due.disarm(connection)
-        if self._closed or len(self._idle) >= IDLE_LIMIT:
+        if self._closed:
             connection.close()
         else:
             self._idle.arm(connection)
@@ -137,8 +151,8 @@ class _Dial:
 
     def __init__(self, transport: Http11Transport, outgoing: Outgoing, receiver: Receiver) -> None:
         self._transport = transport
-        self._outgoing = outgoing
-        self._receiver = receiver
+        self._outgoing: Outgoing | None = outgoing
+        self._receiver: Receiver | None = receiver
         self._connection: Connection | None = None
         self._paused = False
         self.task: asyncio.Task[None]
@@ -147,16 +161,27 @@ class _Dial:
         try:
             connection = await self._transport.dial()
         except TimeoutError:
-            self._receiver.on_error(UpstreamError(Phase.CONNECT, "timeout", "connect timed out", sent=False))
+            self.fail("timeout", "connect timed out")
         except OSError as error:
-            kind = "exhausted" if error.errno in (errno.EMFILE, errno.ENFILE) else "refused"
-            detail = f"cannot connect: {error.strerror or type(error).__name__}"
-            self._receiver.on_error(UpstreamError(Phase.CONNECT, kind, detail, sent=False))
+            kind = "exhausted" if _is_our_fault(error) else "refused"
+            self.fail(kind, f"cannot connect: {error.strerror or type(error).__name__}")
+        except Exception as error:
+            # A host name that IDNA refuses, for one. Whatever it is, somebody waits.
+            self.fail("refused", f"cannot connect: {type(error).__name__}")
         else:
+            outgoing, receiver = self._outgoing, self._receiver
+            assert outgoing is not None and receiver is not None
+            self._outgoing = self._receiver = None  # a stream may stay for hours, and the body with it
             self._connection = connection
-            self._transport.begin(connection, self._outgoing, self._receiver)
+            self._transport.begin(self, connection, outgoing, receiver)
             if self._paused:
                 connection.pause()
+
+    def fail(self, kind: str, detail: str) -> None:
+        """Tell the receiver, once, and give up."""
+        receiver = self._give_up()
+        if receiver is not None:
+            receiver.on_error(UpstreamError(Phase.CONNECT, kind, detail, sent=False))
 
     def pause(self) -> None:
         self._paused = True
@@ -172,4 +197,18 @@ class _Dial:
         if self._connection is not None:
             self._connection.cancel()
         else:
+            self._give_up()
+
+    def _give_up(self) -> Receiver | None:
+        receiver, self._receiver, self._outgoing = self._receiver, None, None
+        self._transport.abandon(self)
+        if asyncio.current_task() is not self.task:
             self.task.cancel()
+        return receiver
+
+
+def _is_our_fault(error: OSError) -> bool:
+    """This process is out of file descriptors; the resolver reports that as EAI_SYSTEM."""
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_SYSTEM
+    return error.errno in (errno.EMFILE, errno.ENFILE)

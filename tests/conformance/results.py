@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +78,7 @@ def table(runs: Mapping[str, Run], reference: str) -> str:
 
 def total(run: Run) -> str:
     """The sum of a run."""
-    scenarios: Iterable[Scenario] = run.values()
-    passed = sum(scenario.passed.total() for scenario in scenarios)
+    passed = sum(scenario.passed.total() for scenario in run.values())
     bad = sum(scenario.bad.total() for scenario in run.values())
     return f"{len(run)} scenarios, {passed} checks ok, {bad} bad"
 

@@ -229,7 +229,7 @@ STREAMS = [
         b'id: 8\ndata: {"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n\n',
         method="GET",
         body=b"",
-        fields=[*LEGACY, ("Last-Event-ID", "7_\xe9:odd, id")],
+        fields=[*LEGACY, ("Last-Event-ID", "7_\xc3\xa9:odd, id")],
     ),
     stream(
         "a modern subscription",

@@ -223,7 +223,7 @@ def test_row_30_nothing_but_json_is_admitted(content_type: bytes | None) -> None
     ],
 )
 def test_a_body_in_another_charset_is_not_admitted(parameter: bytes) -> None:
-    # BUGS.md U33: backends that believe the parameter read other JSON than we do
+    # backends that believe the parameter read other JSON than we do
     content_type = (b"content-type", b"application/json; " + parameter)
 
     assert refused(admit(HOST, content_type)) == ("unsupported_media_type", 415)

@@ -136,7 +136,7 @@ def test_a_backend_is_avoided_for_a_while(balance: Balance, after_s: float, expe
 
 
 def test_the_turns_of_a_missing_backend_are_shared(balance: Balance) -> None:
-    # BUGS.md U34 (LeastSessions)
+    # fails: with least_sessions all turns go to the next in the list
     backends = [make("a", is_down=True), make("b"), make("c")]
 
     assert Counter(chosen(balance, backends, 30)) == {"b": 15, "c": 15}

@@ -92,6 +92,7 @@ def test_text_that_is_not_json_to_everyone_is_a_parse_error(body: bytes) -> None
 
 
 NOT_A_MESSAGE = [
+    *(message(b'"id":1,"id":2,"method":"a"'), message(b'"method":"a","params":{"uri":"","uri":""}')),
     *(b"1", b"null", b"true", b"{}", b'{"jsonrpc":"2.0"}', b'{"method":"ping"}', b" [ ] "),
     *(b'{"jsonrpc":"1.0","method":"a"}', b'{"jsonrpc":2.0,"method":"a"}', b'{"jsonrpc":null,"method":"a"}'),
     *(message(b'"method":' + value) for value in (b'""', b"1", b"null", b'["a"]', b'"a\\u0000"', b'"a\\nb"')),
@@ -224,8 +225,8 @@ def test_a_modern_call_says_version_and_trace() -> None:
 
 
 def test_an_empty_version_is_a_version_and_an_odd_trace_is_none() -> None:
-    version = b'"io.modelcontextprotocol/protocolVersion":""'
-    envelope = parse(call(b'{},"_meta":{' + version + b',"traceparent":1,"tracestate":null}'))
+    meta = b'{"io.modelcontextprotocol/protocolVersion":"","traceparent":1,"tracestate":null}'
+    envelope = parse(call(b'{},"_meta":' + meta))
     assert (envelope.version, envelope.traceparent, envelope.tracestate) == ("", None, None)
 
 
@@ -237,11 +238,11 @@ def test_request_state_counts_with_any_value(key: bytes, value: bytes) -> None:
 
 
 def test_kinds_follow_from_the_members() -> None:
-    assert parse(message(b'"id":1,"method":"ping"')).kind is Kind.REQUEST
-    assert parse(message(b'"method":"notifications/initialized"')).kind is Kind.NOTIFICATION
+    for id, kind in ((b'"id":1,', Kind.REQUEST), (b"", Kind.NOTIFICATION)):
+        assert parse(message(id + b'"method":"ping"')).kind is kind
     for outcome in (b'"result":{}', b'"error":{"code":1}', b'"result":null'):
-        envelope = parse(message(b'"id":"s-1",' + outcome))
-        assert (envelope.kind, envelope.method, envelope.id) == (Kind.RESPONSE, "", b'"s-1"')
+        response = Envelope(Kind.RESPONSE, "", b'"s-1"', None, None, None, None, False, ())
+        assert parse(message(b'"id":"s-1",' + outcome)) == response
 
 
 def test_the_id_of_a_refused_response_is_not_echoed() -> None:
@@ -256,7 +257,7 @@ def test_a_batch_names_the_method_of_each_message() -> None:
     messages = [message(b'"id":1,"method":"ping"'), message(b'"id":9,"result":{}')]
     messages.append(call(b'{},"requestState":1,' + MODERN_META))
     expected = ("ping", "", "tools/call")
-    assert parse(b" [" + b", ".join(messages) + b"]\n") == Envelope(
+    assert parse(b" \r\n\t[" + b", ".join(messages) + b"]\n") == Envelope(
         Kind.BATCH, "", b"null", None, "2026-07-28", None, None, True, expected
     )
 
@@ -277,9 +278,9 @@ def test_the_messages_of_a_batch_claim_one_version() -> None:
 
 
 def test_a_batch_has_a_bound() -> None:
-    ping = message(b'"id":1,"method":"ping"')
-    assert len(parse(b"[" + b",".join([ping] * 128) + b"]").methods) == 128
-    assert refusal(b"[" + b",".join([ping] * 129) + b"]").code == INVALID_REQUEST
+    pings = [message(b'"id":1,"method":"ping"')] * 128
+    assert parse(b"[" + b",".join(pings) + b"]").methods == ("ping",) * 128
+    assert refusal(b"[" + b",".join([*pings, pings[0]]) + b"]").code == INVALID_REQUEST
     assert refusal(b"[" + b"1," * 1_000_000 + b"1]").code == INVALID_REQUEST
 
 
@@ -287,8 +288,7 @@ def test_a_batch_has_a_bound() -> None:
 
 
 def test_depth_counts_from_the_message_or_the_batch() -> None:
-    deep = call(b"[" * 62 + b"]" * 62)
-    assert parse(deep).name == "x"
+    assert parse(deep := call(b"[" * 62 + b"]" * 62)).name == "x"
     assert refusal(b"[" + deep + b"]").code == PARSE_ERROR
 
 

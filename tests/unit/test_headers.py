@@ -11,6 +11,7 @@ from mcp_proxy.headers import (
     HeaderError,
     is_session_id,
     parse_authority,
+    plain_address,
     read_request,
 )
 from mcp_proxy.wire import Header, Headers
@@ -119,11 +120,17 @@ def test_a_claim_about_client_or_site_never_passes(name: bytes) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        b"x-forwarded-user",  # BUGS.md U2
-        b"x-forwarded-email",  # BUGS.md U2
-        b"x-forwarded-client-cert",  # BUGS.md U2
-        b"x-forwarded-ssl",  # BUGS.md U2
-        b"x-forwarded",  # BUGS.md U2
+        b"x-forwarded-user",
+        b"x-forwarded-client-cert",
+        b"x-forwarded-ssl",
+        b"x-auth-request-email",
+        b"x-ssl-client-verify",
+        b"x-client-cert-chain",
+        b"x-remote-user",
+        b"remote-user",
+        b"x-client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
     ],
 )
 def test_a_client_cannot_forge_what_sidecars_say_about_identities(name: bytes) -> None:
@@ -137,8 +144,8 @@ def test_a_client_cannot_forge_what_sidecars_say_about_identities(name: bytes) -
         b"transfer_encoding",
         b"mcp_session_id",
         b"mcp_param_region",
-        b"mcp-session_id",  # BUGS.md U1
-        b"mcp-protocol_version",  # BUGS.md U1
+        b"mcp-session_id",
+        b"mcp-protocol_version",
         b"mcp_session-id",
         b"last_event_id",
         b"content_type",
@@ -159,7 +166,7 @@ def test_other_names_with_underscores_pass() -> None:
 
 
 def test_what_other_clients_have_sent_does_not_change_what_passes() -> None:
-    # BUGS.md U3
+
     pair = (b"x_seen_before", b"1")
     first = read_request([pair]).forward
     read_request([(b"y-seen-before", b"1")])
@@ -217,8 +224,8 @@ def test_every_connection_line_nominates() -> None:
         b"content-length",
         b"accept",
         b"expect",
-        b"mcp-param-region",  # BUGS.md U4
-        b"mcp-anything",  # BUGS.md U4
+        b"mcp-param-region",
+        b"mcp-anything",
     ],
 )
 def test_a_protected_header_cannot_be_nominated_away(name: bytes) -> None:
@@ -250,10 +257,10 @@ def test_an_empty_deciding_header_still_counts_as_one() -> None:
     [
         b"mcp-param-city",
         b"mcp-future",
-        b"mcp-name",  # BUGS.md U5
-        b"mcp-method",  # BUGS.md U5
-        b"mcp-session-id",  # BUGS.md U5
-        b"mcp-protocol-version",  # BUGS.md U5
+        b"mcp-name",
+        b"mcp-method",
+        b"mcp-session-id",
+        b"mcp-protocol-version",
     ],
 )
 def test_mcp_headers_are_ascii(name: bytes) -> None:
@@ -394,3 +401,21 @@ def test_visible_ascii_is_a_session_id(value: bytes) -> None:
 )
 def test_anything_else_is_no_session_id(value: bytes) -> None:
     assert not is_session_id(value)
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        ("::ffff:a00:1", "::ffff:a00:1"),
+        ("2001:db8::ffff:10.0.0.1", "2001:db8::ffff:10.0.0.1"),
+        ("", ""),
+    ],
+)
+def test_an_ipv4_peer_of_a_dual_stack_socket_has_its_ipv4_address(address: str, plain: str) -> None:
+    assert plain_address(address) == plain

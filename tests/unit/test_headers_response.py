@@ -90,7 +90,7 @@ def test_the_backend_cannot_nominate_away_what_the_client_needs(name: bytes) -> 
 
 @pytest.mark.parametrize("name", [b"mcp-session-id", b"content-type"])
 def test_a_response_header_that_decides_must_not_occur_twice(name: bytes) -> None:
-    # BUGS.md U6
+
     with pytest.raises(HeaderError):
         read_response([(name, b"a"), (name, b"b")])
 
@@ -103,7 +103,7 @@ def test_a_response_header_that_decides_must_not_occur_twice(name: bytes) -> Non
         (b"text/event-stream;charset=utf-8", True),
         (b"application/json", False),
         (b"", False),
-        (b"text/event-streams", False),  # BUGS.md U30
+        (b"text/event-streams", False),
     ],
 )
 def test_the_media_type_tells_a_stream(content_type: bytes, is_stream: bool) -> None:
@@ -169,31 +169,23 @@ def test_tabs_obs_text_and_every_token_character_are_fine() -> None:
 BACKEND = "http://10.0.0.1:8000/mcp"
 
 
-def rewritten(location: bytes, backend: str = BACKEND, route: str = "/weather/mcp") -> bytes | None:
-    """The new Location, None if the redirect is refused."""
-    headers = [(b"x-a", b"1"), (b"location", location), (b"x-b", b"2")]
-    moved = rewrite_location(headers, backend, route)
-    assert headers[1] == (b"location", location), "the block may be delivered again with another response"
-    if moved is None:
-        return None
-    assert [moved[0], moved[2]] == [headers[0], headers[2]]
-    assert moved[1][0] == b"location"
-    return moved[1][1]
-
-
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
         (b"/mcp", b"/weather/mcp"),
-        (b"/mcp/", b"/weather/mcp/"),
-        (b"/mcp?x=1", b"/weather/mcp?x=1"),
-        (b"/mcp#f", b"/weather/mcp#f"),
-        (b"http://10.0.0.1:8000/mcp/", b"/weather/mcp/"),
-        (b"HTTP://10.0.0.1:8000/mcp/a?b", b"/weather/mcp/a?b"),
+        (b"mcp", b"/weather/mcp"),
+        (b"", b"/weather/mcp"),
+        (b"?x=1", b"/weather/mcp?x=1"),
+        (b"/mcp?x=http://10.0.0.2/&y", b"/weather/mcp?x=http://10.0.0.2/&y"),
+        (b"/mcp#fragment", b"/weather/mcp"),
+        (b"/x/../mcp", b"/weather/mcp"),
+        (b"//10.0.0.1:8000/mcp", b"/weather/mcp"),
+        (b"http://10.0.0.1:8000/mcp", b"/weather/mcp"),
+        (b"HTTP://10.0.0.1:8000/mcp?b", b"/weather/mcp?b"),
     ],
 )
-def test_a_redirect_within_the_endpoint_points_to_the_route(location: bytes, expected: bytes) -> None:
-    assert rewritten(location) == expected
+def test_a_redirect_to_the_endpoint_itself_points_to_the_route(location: bytes, expected: bytes) -> None:
+    assert rewrite_location(location, BACKEND, "/weather/mcp") == expected
 
 
 @pytest.mark.parametrize(
@@ -201,92 +193,56 @@ def test_a_redirect_within_the_endpoint_points_to_the_route(location: bytes, exp
     [
         b"http://10.0.0.2:8000/mcp",
         b"http://10.0.0.1:8001/mcp",
+        b"http://10.0.0.1/mcp",
         b"https://10.0.0.1:8000/mcp",
         b"http://user@10.0.0.1:8000/mcp",
+        b"http://@10.0.0.1:8000/mcp",
         b"http://10.0.0.1:8000@evil.com/mcp",
         b"http://10.0.0.1:8000.evil.com/mcp",
-        b"//10.0.0.2:8000/mcp",
+        b"http://10.0.0.1:evil/mcp",
+        b"http://[::1/mcp",
+        b"//evil.com/mcp",
+        b"//evil.com",
         b"///mcp",
-        b"/other",
+        b"/\\evil.com",
         b"/",
+        b"/mcp/",
+        b"/mcp/evil.com",
+        b"/mcp//evil.com",
+        b"/mcp-admin",
+        b"/mcp/../admin",
+        b"/mcp/%2e%2E/admin",
+        b"/%6dcp",
         b"/MCP",
+        b"other",
         b"javascript:alert(1)",
-        b"/mcp-admin",  # BUGS.md U7b
-        b"/mcpx",  # BUGS.md U7b
-        b"http://10.0.0.1:8000/mcp2/",  # BUGS.md U7b
-        b"/mcp/../admin",  # BUGS.md U7e
-        b"/mcp/%2e%2E/admin",  # BUGS.md U7e
-        b"http://10.0.0.1:8000/mcp/..",  # BUGS.md U7e
+        b"/m\xe9p",
     ],
 )
-def test_a_redirect_that_leaves_the_endpoint_is_refused(location: bytes) -> None:
-    assert rewritten(location) is None
-
-
-@pytest.mark.parametrize("location", [b"http://10.0.0.1/mcp/", b"http://10.0.0.1:80/mcp/"])
-def test_the_default_port_may_be_left_out(location: bytes) -> None:
-    # BUGS.md U7a
-    assert rewritten(location, "http://10.0.0.1:80/mcp") == b"/weather/mcp/"
-
-
-@pytest.mark.parametrize("location", [b"/foo", b"http://10.0.0.1:8000/foo"])
-def test_an_endpoint_that_is_the_root_keeps_its_slash(location: bytes) -> None:
-    # BUGS.md U7c
-    assert rewritten(location, "http://10.0.0.1:8000/") == b"/weather/mcp/foo"
+def test_a_redirect_to_anywhere_else_is_none(location: bytes) -> None:
+    assert rewrite_location(location, BACKEND, "/weather/mcp") is None
 
 
 @pytest.mark.parametrize(
-    ("location", "backend"),
+    ("backend", "location"),
     [
-        (b"/mcp/evil.com/x", BACKEND),  # BUGS.md U7d
-        (b"http://10.0.0.1:8000//evil.com", "http://10.0.0.1:8000/"),  # BUGS.md U7d
-        (b"/mcp//evil.com", BACKEND),  # BUGS.md U7d
+        ("http://h:80/mcp", b"http://h/mcp"),
+        ("http://h:80/mcp", b"http://H:80/mcp"),
+        ("https://h:443/mcp", b"https://h/mcp"),
+        ("http://[2001:db8::1]:80/mcp", b"http://[2001:DB8::1]/mcp"),
     ],
 )
-def test_a_redirect_never_becomes_one_to_another_host(location: bytes, backend: str) -> None:
-    target = rewritten(location, backend, "/")
-
-    assert target is None or not target.startswith((b"//", b"/\\"))
-
-
-def test_a_response_without_location_is_left_alone() -> None:
-    headers = [(b"content-type", b"text/plain")]
-
-    assert rewrite_location(headers, BACKEND, "/mcp") == headers
-
-
-def test_every_location_is_rewritten_or_none_passes() -> None:
-    inside, outside = (b"location", b"/mcp"), (b"location", b"http://10.0.0.2/")
-
-    assert rewrite_location([inside, inside], BACKEND, "/r") == [(b"location", b"/r")] * 2
-    assert rewrite_location([inside, outside], BACKEND, "/r") is None
+def test_the_default_port_may_be_left_out(backend: str, location: bytes) -> None:
+    assert rewrite_location(location, backend, "/mcp") == b"/mcp"
 
 
 _pieces = st.sampled_from(
-    [
-        "http:",
-        "https:",
-        "/",
-        "//",
-        "10.0.0.1",
-        ":8000",
-        "@",
-        "/mcp",
-        "..",
-        "?",
-        "#",
-        "evil.com",
-        "\\",
-        "%2e",
-        "x",
-    ]
+    ["http:", "https:", "/", "//", "10.0.0.1", ":8000", "@", "/mcp", "..", "?", "#", "evil.com", "\\", "x"]
 )
 
 
-@given(st.lists(_pieces, max_size=8).map("".join), st.sampled_from(["/mcp", "/weather/mcp"]))
-def test_no_redirect_tells_the_address_of_a_backend(location: str, route: str) -> None:
-    target = rewritten(location.encode(), route=route)
+@given(st.lists(_pieces, max_size=8).map("".join), st.sampled_from(["/", "/mcp", "/weather/mcp"]))
+def test_a_redirect_keeps_nothing_but_its_query(location: str, route: str) -> None:
+    target = rewrite_location(location.encode(), BACKEND, route)
 
-    if target is not None:
-        below_origin = location.encode().removeprefix(b"http://10.0.0.1:8000")
-        assert target == route.encode() + below_origin.removeprefix(b"/mcp")
+    assert target is None or target.partition(b"?")[0] == route.encode()

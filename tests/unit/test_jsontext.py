@@ -43,7 +43,7 @@ def test_what_is_inside_a_string_does_not_count(string: bytes) -> None:
 
 
 FINITE = [b"1.7976931348623157e308", b"1e-400", b"1e-99999", b"0e999", b"0.0000001e310", b"1" * 308]
-FINITE += [b"0." + b"1" * 999, b"1" + b"0" * 400 + b"e-100", b"1" + b"0" * 307]
+FINITE += [b"0." + b"1" * 999, b"1" + b"0" * 400 + b"e-100", b"1e-" + b"9" * 400, b"1" + b"0" * 307]
 INFINITE = [
     b"1e309",
     b"1E+309",

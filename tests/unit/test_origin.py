@@ -195,16 +195,16 @@ HOSTILE = [
     b"file://localhost",
     b"chrome-extension://localhost",
     b"ws://localhost",
-    b"http://[::1].evil.com",  # BUGS.md U17
-    b"http://[::1]evil",  # BUGS.md U17
-    b"http://evil.com[::1]",  # BUGS.md U17
-    b"http://[::1%25eth0]",  # BUGS.md U17
-    b"http://localhost/path",  # BUGS.md U17
-    b"http://localhost/",  # BUGS.md U17
-    b"http://localhost?query",  # BUGS.md U17
-    b"http://localhost#@evil.com",  # BUGS.md U17
-    b"http://local\thost",  # BUGS.md U17
-    b"http://localhost:",  # BUGS.md U17
+    b"http://[::1].evil.com",
+    b"http://[::1]evil",
+    b"http://evil.com[::1]",
+    b"http://[::1%25eth0]",
+    b"http://localhost/path",
+    b"http://localhost/",
+    b"http://localhost?query",
+    b"http://localhost#@evil.com",
+    b"http://local\thost",
+    b"http://localhost:",
 ]
 
 
@@ -235,7 +235,7 @@ def test_pages_of_external_url_may_use_any_listener(origin: bytes) -> None:
         b"https://mcp.example.com:8443",
         b"https://evil.mcp.example.com",
         b"https://mcp.example.com.evil.com",
-        b"https://mcp.example.com:0",  # BUGS.md U17
+        b"https://mcp.example.com:0",
     ],
 )
 def test_an_origin_is_scheme_host_and_port_of_external_url(origin: bytes) -> None:
@@ -305,5 +305,5 @@ def test_a_preflight_does_not_grow_with_what_it_is_asked() -> None:
 
 @pytest.mark.parametrize("name", [b"mcp-param-a b", b'mcp-param-"', b"mcp-param-\xe9", b"mcp-param-"])
 def test_a_preflight_reflects_names_only(name: bytes) -> None:
-    # BUGS.md U32
+
     assert _granted(name) == _granted(b"")

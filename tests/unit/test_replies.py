@@ -42,6 +42,7 @@ CATALOGUE = [
     ("upstream_lost", 502, -32603),
     ("upstream_invalid", 502, -32603),
     ("session_conflict", 502, -32603),
+    ("credentials_refused", 502, -32603),
     ("upstream_timeout", 504, -32603),
     ("internal_error", 500, -32603),
 ]

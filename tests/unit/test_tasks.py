@@ -143,7 +143,7 @@ async def test_a_task_that_fails_while_it_unwinds_is_logged(caplog: pytest.LogCa
 
 
 async def test_a_task_spawned_while_closing_is_ended_as_well() -> None:
-    # BUGS.md U35
+    # fails: it is left running
     tasks = Tasks()
     first, late = Endless(), Endless()
     spawned: list[asyncio.Task[None]] = []

@@ -14,10 +14,7 @@ from tests.tools.recording import Conn, Seen
 from tests.wire.rig import Rig, bench, case
 
 LIMIT = 8 * 1024 * 1024
-CONFIG = {
-    "limits": {"body": LIMIT, "head_timeout": "5s"},
-    "pools": {"tools": {"balance": "round_robin", "timeouts": {"response_head": "1s"}}},
-}
+CONFIG = {"limits": {"body": LIMIT}, "pools": {"tools": {"balance": "round_robin"}}}
 
 
 def unavailable(answer: Answer) -> bool:
@@ -176,18 +173,20 @@ async def test_a_connection_that_the_backend_closed_while_idle_is_not_used(rig: 
 # -- B4 ----------------------------------------------------------------------------------------
 
 
-async def test_a_backend_that_never_answers_is_a_504_once(rig: Rig) -> None:
+async def test_a_backend_that_never_answers_is_a_504_once(tmp_path: Path) -> None:
     async def hang(request: Seen, conn: Conn) -> None:
         await conn.gone()
 
-    rig.script(hang)
-    client = await rig.client()
-    answer = await client.ask(post(call(3)))
-    request = rig.backend.take_one()
+    over = {"pools": {"tools": {"timeouts": {"response_head": "1s"}}}}
+    async with bench(tmp_path, over, backends=2) as rig, case(rig):
+        rig.script(hang)
+        client = await rig.client()
+        answer = await client.ask(post(call(3)))
+        (request,) = rig.taken()
 
-    assert (answer.status, answer.reason, answer.json["id"]) == (504, "upstream_timeout", 3)
-    assert answer.json["error"]["data"]["maybeExecuted"] is True
-    assert await request.conn.gone() in ("fin", "rst")
+        assert (answer.status, answer.reason, answer.json["id"]) == (504, "upstream_timeout", 3)
+        assert answer.json["error"]["data"]["maybeExecuted"] is True
+        assert await request.conn.gone() in ("fin", "rst")
 
 
 # -- B5 ----------------------------------------------------------------------------------------

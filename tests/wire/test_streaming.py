@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +11,9 @@ from tests.tools.client import Client, call, get, post
 from tests.tools.http1 import LAST_CHUNK, chunk
 from tests.tools.mcp_backend import McpServer, Stream, Streams, json_answer
 from tests.tools.recording import Conn, Seen
-from tests.wire.rig import Rig
+from tests.wire.rig import Rig, bench, case
 
-CONFIG = {
-    "limits": {"json_hold": "64KiB", "head_timeout": "500ms"},
-    "pools": {"tools": {"timeouts": {"response_head": "500ms", "connect": "500ms"}}},
-}
+CONFIG = {"limits": {"json_hold": "64KiB"}}
 
 EVENT = b': comment\r\nid: %d\r\nretry: 5\r\ndata: {"n": %d}\r\n\r\ndata:\n\n'
 
@@ -88,11 +85,6 @@ async def test_a_stream_of_one_byte_writes_arrives_byte_for_byte(rig: Rig) -> No
 
 
 # -- S2 ----------------------------------------------------------------------------------------
-
-BREAKS: dict[str, tuple[Callable[[Stream], None], str]] = {
-    "reset": (Stream.reset, "rst"),
-    "fin": (Stream.close, "fin"),
-}
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
@@ -181,21 +173,24 @@ async def test_the_listening_stream_of_a_session_ends_cleanly_whatever_happens(r
 # -- S5 ----------------------------------------------------------------------------------------
 
 
-async def test_an_idle_stream_outlives_every_timeout_and_not_a_byte_is_added(rig: Rig) -> None:
+async def test_an_idle_stream_outlives_every_timeout_and_not_a_byte_is_added(tmp_path: Path) -> None:
     """Time is told by silent connections: each is closed when ``head_timeout`` has passed, which is
     as long as every other timeout here."""
-    client, stream = await opened(rig)
-    await stream.send(event(1))
-    for _ in range(3):
-        silent = await rig.client()
-        await silent.send(b"POST /mcp HTTP/1.1\r\n")
-        assert (await silent.answer()).status == 408
-        await silent.closed()
-    await stream.send(event(2))
-    await stream.end()
-    answer = await client.rest()
+    timeouts = {"response_head": "1s", "connect": "1s", "idle": "none"}
+    over = {"limits": {"head_timeout": "1s"}, "pools": {"tools": {"timeouts": timeouts}}}
+    async with bench(tmp_path, over) as rig, case(rig):
+        client, stream = await opened(rig)
+        await stream.send(event(1))
+        for _ in range(3):
+            silent = await rig.client()
+            await silent.send(b"POST /mcp HTTP/1.1\r\n")
+            assert (await silent.answer()).status == 408
+            await silent.closed()
+        await stream.send(event(2))
+        await stream.end()
+        answer = await client.rest()
 
-    assert (answer.body, answer.framing) == (event(1) + event(2), "clean")
+        assert (answer.body, answer.framing) == (event(1) + event(2), "clean")
 
 
 # -- S4 ----------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
 from mcp_proxy.downstream.asgi import AsgiDoor
+from mcp_proxy.wire import Handler
 from tests.tools.client import Client
 from tests.unit.door_asgi.servers import Serve, hypercorn_serves, uvicorn_serves
 from tests.unit.doorway import ScriptedHandler
@@ -31,7 +33,7 @@ def door(handler: ScriptedHandler, calls: list[str]) -> AsgiDoor:
     async def on_shutdown() -> None:
         calls.append("shutdown")
 
-    return AsgiDoor(handler, on_startup=on_startup, on_shutdown=on_shutdown)
+    return AsgiDoor(cast(Handler, handler), on_startup=on_startup, on_shutdown=on_shutdown)
 
 
 @pytest.fixture(params=[uvicorn_serves, hypercorn_serves], ids=["uvicorn", "hypercorn"])

@@ -54,7 +54,7 @@ async def port(
     request: pytest.FixtureRequest, backend: Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[int]:
     (port,) = free_ports(1)
-    variables = {"MCP_PROXY_BACKENDS": backend.url, "PYTHONPATH": str(ROOT), "COVERAGE_FILE": os.devnull}
+    variables = {"MCP_PROXY_BACKENDS": backend.url, "PYTHONPATH": str(ROOT)}
     log = tmp_path_factory.mktemp(request.param) / "log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(

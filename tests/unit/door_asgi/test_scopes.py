@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mcp_proxy.downstream.asgi import AsgiDoor
 from mcp_proxy.errors import StartupError
+from mcp_proxy.wire import Handler
 from tests.tools import PATIENCE_S
 from tests.unit.doorway import ScriptedHandler, Served
 
@@ -155,7 +156,8 @@ async def test_a_client_that_left_early_gets_nothing(
     parts: Messages = [{"type": "http.request", "body": b"{", "more_body": True}]
     server = Server(*parts[:at], {"type": "http.disconnect"})
     assert await server.run(door) == []
-    assert handler.served == handler.refused == []
+    assert handler.served == []
+    assert handler.refused == []
 
 
 async def test_pieces_of_one_iteration_leave_as_one(door: AsgiDoor, handler: ScriptedHandler) -> None:
@@ -200,7 +202,12 @@ async def test_a_receive_that_fails_is_a_client_that_left(door: AsgiDoor, handle
 
 async def test_a_cancelled_app_ends_the_exchange(door: AsgiDoor, handler: ScriptedHandler) -> None:
     started = asyncio.Event()
-    handler.respond = lambda served: (_stream(served), started.set())[0]
+
+    def respond(served: Served) -> None:
+        _stream(served)
+        started.set()
+
+    handler.respond = respond
     running = asyncio.create_task(Server().run(door))
     await started.wait()
     running.cancel()
@@ -229,7 +236,7 @@ async def test_the_lifespan_reports_what_went_wrong(handler: ScriptedHandler) ->
         pass
 
     def door(start: Callable[..., Any], stop: Callable[..., Any]) -> AsgiDoor:
-        return AsgiDoor(handler, on_startup=start, on_shutdown=stop)
+        return AsgiDoor(cast(Handler, handler), on_startup=start, on_shutdown=stop)
 
     message = "the certificate cannot be read"
     assert await _lifespan().run(door(fail, succeed)) == [
