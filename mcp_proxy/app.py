@@ -307,7 +307,7 @@ def run(config: Config, *, log_level: str, on_started: Callable[[Address, Addres
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     return uvloop.run(
         servers.run_servers(
-            (servers.Server(data_config, service.drain), data_socket),
+            (servers.Server(data_config, on_drain=service.drain), data_socket),
             admin,
             on_started=lambda: on_started(address, admin_address),
             on_reopen=service.reopen_logs,

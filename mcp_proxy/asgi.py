@@ -13,7 +13,8 @@ from mcp_proxy.config import Config, ConfigErrors, load
 from mcp_proxy.errors import StartupError
 
 if TYPE_CHECKING:
-    from mcp_proxy.downstream.asgi import AsgiDoor, Scope
+    from mcp_proxy.downstream.asgi import AsgiDoor
+    from mcp_proxy.downstream.asgi_head import Scope
     from mcp_proxy.downstream.asgi_reply import Receive, Send
     from mcp_proxy.downstream.settings import DoorSettings
 

@@ -95,11 +95,11 @@ class Exchange:
     """Implements Conversation for its door and Receiver for its transport."""
 
     __slots__ = (
-        "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused", "_reply",
-        "admission", "attempts", "backend", "body", "bytes_in", "bytes_out", "counts_as_stream", "envelope",
-        "finished_s", "head_s",
-        "headers", "is_stream", "key", "pending", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s",
-        "state", "status", "streams_from", "tried",
+        "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused",
+        "_reply", "admission", "attempts", "backend", "body", "bytes_in", "bytes_out",
+        "counts_as_stream", "envelope", "finished_s", "head_s", "headers", "is_stream", "key",
+        "pending", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s", "state", "status",
+        "streams_from", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -212,22 +212,26 @@ class Exchange:
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """End with an answer of the proxy's own that is not an error."""
-        self.status = status
-        self._reply.answer(status, headers, body)
-        self._finish(Fault.NONE, Phase.NONE)
+        self._answer(status, headers, body, Fault.NONE, Phase.NONE)
 
     def refuse(self, rejection: Rejection, fault: Fault = Fault.PROXY, phase: Phase | None = None) -> None:
         """End with an error of the proxy's own. No head may have been sent."""
-        self._drop_call()
         self.reason = rejection.reason
         status, headers, body = render(rejection)
         origin = self.admission.head.origin
         if origin is not None:
             headers += cors_headers(origin)
+        self._answer(status, headers, body, fault, phase or _PHASES[self.state])
+
+    def _answer(self, status: int, headers: Headers, body: bytes, fault: Fault, phase: Phase) -> None:
+        if self.state is State.RELAYING:
+            raise IllegalMove("relaying -> another answer")
+        self._drop_call()
+        self._close()
         self.status = status
         self.bytes_out = len(body)
         self._reply.answer(status, headers, body)
-        self._finish(fault, phase or _PHASES[self.state])
+        self._finish(fault, phase)
 
     # --- Conversation: called by the door --------------------------------------------
 
@@ -243,21 +247,21 @@ class Exchange:
 
     def disconnect(self) -> None:
         if self.state is not State.DONE:
+            phase = _PHASES[self.state]
             self._drop_call()
-            self._finish(Fault.CLIENT, _PHASES[self.state])
+            self._close()
+            self._finish(Fault.CLIENT, phase)
 
     def drain(self) -> None:
-        if self.state is State.RELAYING and self.plan is not None and self.plan.listens:
-            self._drop_call()
-            self._reply.end()
-            self._finish(Fault.DRAIN, Phase.BODY)
+        if self.plan is None or not self.plan.listens or self.state is State.HOLDING:
+            return
+        self.expire()
 
     def expire(self) -> None:
-        """The drain time is over: end whatever is left."""
+        """The time for draining is over: end whatever is left."""
         if self.state is State.RELAYING:
             self._drop_call()
-            self._reply.abort()
-            self._finish(Fault.DRAIN, Phase.BODY)
+            self._break_off(Fault.DRAIN)
         elif self.state is not State.DONE:
             self.refuse(Rejection("draining", id=self.id), Fault.DRAIN)
 
@@ -272,6 +276,8 @@ class Exchange:
             self.bytes_out += len(chunk)
             self._reply.write(chunk)
             return
+        if self.state is not State.HOLDING and self.state is not State.STORING:
+            raise IllegalMove(f"{self.state.value} -> body")
         self._held.append(chunk)
         self._held_bytes += len(chunk)
         if self.state is State.HOLDING and self._held_bytes > self._director.json_hold:
@@ -282,28 +288,26 @@ class Exchange:
     def on_end(self) -> None:
         self._call = None
         if self.state is State.HOLDING:
+            self._close()
             body = b"".join(self._held)
             self.bytes_out = len(body)
             self._reply.answer(self.status, self.headers, body)
         elif self.state is State.RELAYING:
+            self._close()
             self._reply.end()
-        else:
+        elif self.state is State.STORING:
             self._ended = True
             return
+        else:
+            raise IllegalMove(f"{self.state.value} -> end")
         self._finish(Fault.NONE, Phase.NONE)
 
     def on_error(self, error: UpstreamError) -> None:
         self._call = None
-        if self.state is not State.RELAYING:
-            self._director.on_error(self, error)
-            return
-        if self.plan is not None and self.plan.listens:
-            # The one broken body that ends cleanly: clients count an aborted stream as a
-            # failure of the server and stop listening for good after two (SDK behaviour).
-            self._reply.end()
+        if self.state is State.RELAYING:
+            self._break_off(Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND)
         else:
-            self._reply.abort()
-        self._finish(Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND, Phase.BODY)
+            self._director.on_error(self, error)
 
     # --- internals -------------------------------------------------------------------
 
@@ -331,11 +335,26 @@ class Exchange:
             self._occupies = False
             self.backend.inflight -= 1
 
-    def _finish(self, fault: Fault, phase: Phase) -> None:
-        self.finished_s = now()
+    def _break_off(self, fault: Fault) -> None:
+        """End a body that will never be whole."""
+        self._close()
+        if self.plan is not None and self.plan.listens and self.is_stream and self._length is None:
+            # The one broken body that ends cleanly: clients count an aborted stream as a
+            # failure of the server and stop listening for good after two (SDK behaviour).
+            self._reply.end()
+        else:
+            self._reply.abort()
+        self._finish(fault, Phase.BODY)
+
+    def _close(self) -> None:
+        """Nothing may reach the door any more but the last call."""
         self._move(State.DONE)
         self._leave_backend()
         if self.pending is not None:
             self.pending.cancel()
             self.pending = None
+
+    def _finish(self, fault: Fault, phase: Phase) -> None:
+        """The last call has been made."""
+        self.finished_s = now()
         self._director.on_finish(self, fault, phase)

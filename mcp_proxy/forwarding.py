@@ -1,8 +1,9 @@
 """What the proxy says about itself and its client to backends: Via, X-Forwarded-*, credentials.
 
 Rules of this file: pure. Claims of a peer that is not a trusted proxy are dropped, never
-passed on (Via claims nothing; every proxy extends it, RFC 9110 section 7.6.3); the client's address is found by walking X-Forwarded-For from the right over
-trusted addresses (the left end is whatever the client typed).
+passed on (Via claims nothing; every proxy extends it, RFC 9110 section 7.6.3). The client's
+address is found by walking X-Forwarded-For from the right over trusted addresses: the left end
+is whatever the client typed.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Forwarder:
 
     def client(self, request: Request, head: RequestHead) -> str:
         """Address of the client, as far as trusted proxies vouch for it."""
-        client = request.peer
+        client = plain_address(request.peer)
         if not head.forwarded_for or not self._is_trusted(client):
             return client
         for entry in reversed(head.forwarded_for.decode("latin-1").split(",")[-WALK_LIMIT:]):
-            candidate = entry.strip()
+            candidate = plain_address(entry.strip())
             if not _is_address(candidate):
                 break
             client = candidate
@@ -63,8 +64,9 @@ class Forwarder:
             forward.append((b"authorization", authorization))
         via = b"%b, %b" % (head.via, self._via) if head.via else self._via
         own = [(b"via", via), (b"x-forwarded-host", head.host or b"")]
-        chain, proto = request.peer.encode(), request.scheme.encode()
-        if self._is_trusted(request.peer):
+        peer = plain_address(request.peer)
+        chain, proto = peer.encode(), request.scheme.encode()
+        if self._is_trusted(peer):
             chain = b"%b, %b" % (head.forwarded_for, chain) if head.forwarded_for else chain
             proto = head.forwarded_proto or proto
         own.append((b"x-forwarded-proto", proto))
@@ -78,6 +80,14 @@ class Forwarder:
         except ValueError:
             return False
         return any(parsed in network for network in self._trusted)
+
+
+_MAPPED: Final = "::ffff:"
+
+
+def plain_address(address: str) -> str:
+    """An IPv4 peer of a dual-stack socket, written as what it is."""
+    return address[len(_MAPPED) :] if address.startswith(_MAPPED) and "." in address else address
 
 
 def _is_address(text: str) -> bool:

@@ -163,7 +163,7 @@ class Gateway:
 
     def _route_session(self, exchange: Exchange, record: SessionRecord | None) -> None:
         """Send to the owner of the session; the answer to "no owner" is in one place."""
-        assert exchange.key is not None and exchange.plan is not None
+        assert exchange.key is not None
         pool = exchange.pool
         self._meters.lookup(self.store.name, "miss" if record is None else "hit")
         if record is None:
@@ -185,11 +185,23 @@ class Gateway:
 
     def _session_lost(self, exchange: Exchange, key: SessionKey) -> None:
         """The owner is gone for good: 404 makes the client start again; a DELETE is done."""
-        self.store.delete(key)
+        self._end_session(key)
         if exchange.plan is not None and exchange.plan.ends_session:
             exchange.answer(204, [], b"")
         else:
             exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.BACKEND)
+
+    def _end_session(self, key: SessionKey) -> None:
+        deletion = self.store.delete(key)
+        if deletion is not None:
+            self._tasks.spawn(self._delete_cold(deletion))
+
+    async def _delete_cold(self, deletion: Awaitable[None]) -> None:
+        try:
+            await deletion
+        except StoreError as error:
+            logger.warning("session registry: delete failed: %s", error)
+            self._meters.store_error("delete")
 
     # --- send ------------------------------------------------------------------------
 
@@ -221,7 +233,8 @@ class Gateway:
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
-        assert plan is not None and backend is not None
+        assert plan is not None
+        assert backend is not None
         pool = exchange.pool
         if backend.unreachable_since_s is not None:
             backend.reached()
@@ -266,7 +279,7 @@ class Gateway:
         elif plan.aim is Aim.SESSION and (status == 404 or (plan.ends_session and 200 <= status < 300)):
             # Its owner ended it or does not know it any more.
             assert exchange.key is not None
-            self.store.delete(exchange.key)
+            self._end_session(exchange.key)
         exchange.relay(status, headers, length)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> bool:
@@ -296,23 +309,27 @@ class Gateway:
         if isinstance(created, bool):
             self._learnt(exchange, created)
         else:
-            exchange.pending = self._tasks.spawn(self._learn_cold(exchange, created))
+            # Not ``pending``: a client that leaves must not interrupt it half done.
+            self._tasks.spawn(self._learn_cold(exchange, created))
 
     async def _learn_cold(self, exchange: Exchange, creation: Awaitable[bool]) -> None:
         try:
             created = await creation
         except StoreError as error:
-            self._store_failed(exchange, "create", error)
+            if exchange.state is not State.DONE:
+                self._store_failed(exchange, "create", error)
         else:
-            exchange.pending = None
             self._learnt(exchange, created)
 
     def _learnt(self, exchange: Exchange, created: bool) -> None:
         if created:
             assert exchange.backend is not None
             exchange.backend.sessions += 1
-            exchange.stored()
-        else:
+            if exchange.state is State.STORING:
+                exchange.stored()
+            elif exchange.key is not None:  # nobody was told the id
+                self._end_session(exchange.key)
+        elif exchange.state is State.STORING:
             logger.error("backend %s issued a session id that exists already", exchange.backend)
             exchange.refuse(Rejection("session_conflict", id=exchange.id), Fault.BACKEND)
 
@@ -326,7 +343,8 @@ class Gateway:
 
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
         plan, backend = exchange.plan, exchange.backend
-        assert plan is not None and backend is not None
+        assert plan is not None
+        assert backend is not None
         pool = exchange.pool
         self.discover_due.disarm(exchange)
         self._meters.upstream_failure(pool.name, error.phase.name.lower())

@@ -9,6 +9,7 @@ untouched. A header that decides something must not occur twice.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import lru_cache
 from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -36,18 +37,19 @@ _KNOWN_NAMES_LIMIT: Final = 1024
 _FORWARD, _DROP, _CONNECTION, _MCP, _REPEATABLE = -1, -2, -3, -4, -5
 
 _SLOTS: Final = (
-    b"host", b"origin", b"authorization", b"content-type", b"content-encoding",
-    b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id", b"last-event-id",
+    b"host", b"origin", b"authorization", b"content-type", b"content-encoding", b"last-event-id",
+    b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id",
 )  # fmt: skip
 
 _FORWARDED_FROM: Final = 2
 """Slots from here on are forwarded. Host is the backend's own authority and Origin is judged
 here: SDK servers refuse foreign values of both with 421 and 403."""
 
-_ASCII_FROM: Final = 5
-"""Slots from here on are MCP's; bytes outside ASCII in them are an attack on comparisons."""
+_ASCII_FROM: Final = 6
+"""Slots from here on are compared; bytes outside ASCII in them are an attack on comparisons.
+(Last-Event-ID is whatever a server chose, in UTF-8.)"""
 
-_COLLECTED: Final = {b"via": 0, b"x-forwarded-for": 1, b"x-forwarded-proto": 2}
+_COLLECTED: Final = (b"via", b"x-forwarded-for", b"x-forwarded-proto")
 """Lists (RFC 9110 section 5.3) that the proxy rewrites; all lines are joined."""
 
 _NAMED: Final[dict[bytes, int]] = {
@@ -55,8 +57,8 @@ _NAMED: Final[dict[bytes, int]] = {
     **dict.fromkeys(
         (
             b"content-length", b"expect",  # framing: rebuilt
-            b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip", b"remote-user",
-            b"x-remote-user", b"x-original-url", b"x-rewrite-url",  # claims about the client: only ours
+            b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip",
+            b"remote-user", b"x-remote-user", b"x-original-url", b"x-rewrite-url",  # claims: only ours
             b"cookie",  # belongs to the site in front, never to a backend
         ),
         _DROP,
@@ -106,6 +108,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     authorization: bytes | None
     content_type: bytes | None
     content_encoding: bytes | None
+    last_event_id: bytes | None
     version: bytes | None
     """``MCP-Protocol-Version``."""
     method: bytes | None
@@ -113,7 +116,6 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     name: bytes | None
     """``Mcp-Name``, still encoded."""
     session_id: bytes | None
-    last_event_id: bytes | None
     via: bytes
     """All Via lines joined, ``b""`` if none. Likewise the next two."""
     forwarded_for: bytes
@@ -124,8 +126,8 @@ def read_request(headers: Headers) -> RequestHead:
     """Sort the headers of a request in one pass. Raises HeaderError."""
     slots: list[bytes | None] = [None] * len(_SLOTS)
     forward: Headers = []
-    collected: list[Header] | None = None
-    nominated: set[bytes] | None = None
+    collected: list[Header] = []
+    nominated: set[bytes] = set()
     rules = _RULES
     for pair in headers:
         name, value = pair
@@ -135,49 +137,63 @@ def read_request(headers: Headers) -> RequestHead:
         if rule == _FORWARD:
             forward.append(pair)
         elif rule >= 0:
-            if slots[rule] is not None:
-                raise HeaderError(f"the header {name.decode()} occurs more than once")
-            slots[rule] = value
+            _fill(slots, rule, name, value)
             if rule >= _FORWARDED_FROM:
                 forward.append(pair)
-                if rule >= _ASCII_FROM and not value.isascii():
-                    raise HeaderError("an Mcp-* header holds bytes outside ASCII")
         elif rule == _CONNECTION:
-            if value.lower() not in _PLAIN_CONNECTION:
-                nominated = _nominated(value) if nominated is None else nominated | _nominated(value)
+            nominated |= _nominated(value)
         elif rule == _MCP:
-            if not value.isascii():
-                raise HeaderError("an Mcp-* header holds bytes outside ASCII")
+            _require_ascii(value)
             forward.append(pair)
         elif rule == _REPEATABLE:
-            collected = [pair] if collected is None else [*collected, pair]
+            collected.append(pair)
     if nominated:
         forward = [pair for pair in forward if pair[0] not in nominated]
-    via, forwarded_for, forwarded_proto = (b"", b"", b"") if collected is None else _join(collected)
-    host, origin, authorization, content_type, content_encoding, *mcp = slots
-    version, method, mcp_name, session_id, last_event_id = mcp
+    host, origin, authorization, content_type, content_encoding, last_event_id, *mcp = slots
+    version, method, mcp_name, session_id = mcp
     return RequestHead(
-        forward, host, origin, authorization, content_type, content_encoding,
-        version, method, mcp_name, session_id, last_event_id, via, forwarded_for, forwarded_proto,
+        forward, host, origin, authorization, content_type, content_encoding, last_event_id,
+        version, method, mcp_name, session_id, *_join(collected),
     )  # fmt: skip
+
+
+def _fill(slots: list[bytes | None], slot: int, name: bytes, value: bytes) -> None:
+    if slots[slot] is not None:
+        raise HeaderError(f"the header {name.decode()} occurs more than once")
+    if slot >= _ASCII_FROM:
+        _require_ascii(value)
+    slots[slot] = value
+
+
+def _require_ascii(value: bytes) -> None:
+    if not value.isascii():
+        raise HeaderError("an Mcp-* header holds bytes outside ASCII")
 
 
 _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close", b""))
 
 
-def _nominated(value: bytes) -> set[bytes]:
+_NOTHING: Final[frozenset[bytes]] = frozenset()
+
+
+def _nominated(value: bytes) -> Set[bytes]:
     """Names that a Connection header declares hop-by-hop (RFC 9110 section 7.6.1)."""
+    if value.lower() in _PLAIN_CONNECTION:
+        return _NOTHING
     names = {token.strip().lower() for token in value.split(b",")}
     if not names.isdisjoint(_PROTECTED) or any(name.startswith(b"mcp-") for name in names):
         raise HeaderError("Connection nominates a header that must reach the backend")
     return names
 
 
-def _join(pairs: list[Header]) -> list[bytes]:
-    lists: list[list[bytes]] = [[] for _ in _COLLECTED]
-    for name, value in pairs:
-        lists[_COLLECTED[name]].append(value)
-    return [b", ".join(values) for values in lists]
+def _join(pairs: list[Header]) -> tuple[bytes, bytes, bytes]:
+    """The values of each list, in the order of ``_COLLECTED``."""
+    if not pairs:
+        return b"", b"", b""
+    via, forwarded_for, forwarded_proto = (
+        b", ".join(value for name, value in pairs if name == wanted) for wanted in _COLLECTED
+    )
+    return via, forwarded_for, forwarded_proto
 
 
 def _classify(name: bytes) -> int:
@@ -317,11 +333,3 @@ def rewrite_location(value: bytes, backend: str, route: str) -> bytes | None:
 
 def _origin_of(url: SplitResult) -> tuple[str, str | None, int]:
     return url.scheme, url.hostname, url.port or (443 if url.scheme == "https" else 80)
-
-
-_MAPPED: Final = "::ffff:"
-
-
-def plain_address(address: str) -> str:
-    """An IPv4 client of a dual-stack socket, written as what it is."""
-    return address[len(_MAPPED) :] if address.startswith(_MAPPED) and "." in address else address

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.exchange import Exchange
+from mcp_proxy.forwarding import plain_address
 from mcp_proxy.telemetry import RequestRecord, Sink
 from mcp_proxy.wire import Rejection, Request
 
@@ -102,7 +103,7 @@ class Recorder:
             status=status,
             reason=rejection.reason,
             session="",
-            peer=request.peer,
+            peer=plain_address(request.peer),
             duration_s=0.0,
             upstream_s=0.0,
             bytes_in=0,

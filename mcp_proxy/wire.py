@@ -73,7 +73,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(Protocol):
-    """The answer to one request. ``headers`` are end-to-end only; the door frames. Calls are synchronous and never block.
+    """The answer to one request. ``headers`` are end-to-end only; the door frames.
+
+    Calls are synchronous and never block.
 
     Legal order: ``answer`` | ``start`` ``write``* (``end`` | ``abort``) | ``abort``.
     After ``end``, ``abort`` or ``answer`` the object must not be used any more.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
-
 AVOID_S: Final = 2.0
 """After a failed connect a backend is tried last for so long; then one request may probe it."""
 
@@ -51,7 +50,8 @@ class Backend:
 
     def __repr__(self) -> str:
         state = "up" if self.unreachable_since_s is None else "unreachable"
-        return f"<Backend {self.id} {state} sessions={self.sessions} inflight={self.inflight} streams={self.streams}>"
+        counts = f"sessions={self.sessions} inflight={self.inflight} streams={self.streams}"
+        return f"<Backend {self.id} {state} {counts}>"
 
 
 class Balance(Protocol):

@@ -13,20 +13,12 @@ through it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
-from urllib.parse import quote
+from collections.abc import Awaitable, Callable
 
+from mcp_proxy.downstream.asgi_head import Admissions, Head, Scope
 from mcp_proxy.downstream.asgi_reply import AsgiReply, Receive, Send, Watchers
 from mcp_proxy.downstream.settings import DoorSettings
-from mcp_proxy.wire import Handler, Headers, Rejection, Request
-
-Scope = MutableMapping[str, Any]
-
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
-
-_PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
-"""What RFC 3986 section 3.3 lets stand in a path as it is."""
+from mcp_proxy.wire import Handler, Rejection, Request
 
 
 class AsgiDoor:
@@ -49,6 +41,7 @@ class AsgiDoor:
         self.http11: DoorSettings | None = None
         """For the hardened door, which uvicorn can only reach through its application."""
         self._handler = handler
+        self._admissions = Admissions(handler)
         self._is_started = False
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
@@ -88,30 +81,29 @@ class AsgiDoor:
         await self._watchers.aclose()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = _Head(scope)
-        request = head.request
+        head = Head(scope)
         reply = AsgiReply(receive, send, self._watchers)
         handler = self._handler
         if scope["http_version"] == "1.0":
             # ASGI cannot frame a streamed answer for it: uvicorn would write chunks.
-            await _refuse(handler, request, Rejection("http_version", "use HTTP/1.1"), reply)
+            await _refuse(handler, head.request, Rejection("http_version", "use HTTP/1.1"), reply)
             return
         reply.closes = head.can_close
-        admission = handler.admit(request)
+        admission = self._admissions.admit(head)
         if isinstance(admission, Rejection):
-            await _refuse(handler, request, admission, reply)
+            await _refuse(handler, head.request, admission, reply)
             return
         try:
             body = await _read_body(receive, head.length, handler.body_limit)
         except _Refused as refused:
-            await _refuse(handler, request, refused.rejection, reply)
+            await _refuse(handler, head.request, refused.rejection, reply)
             return
         if body is None:
             return  # the client left before it had said what it wants
         reply.closes = head.can_close and head.has_upgrade
-        if body and request.method != b"POST":
+        if body and scope["method"] != "POST":
             rejection = Rejection("bad_request", "only POST has a body here")
-            await _refuse(handler, request, rejection, reply)
+            await _refuse(handler, head.request, rejection, reply)
             return
         conversation = handler.handle(admission, body, reply)
         if reply.is_over:
@@ -132,57 +124,6 @@ class _Refused(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.rejection = Rejection(reason, detail)
-
-
-class _Head:
-    """What the scope says, sorted."""
-
-    __slots__ = ("can_close", "has_upgrade", "length", "request")
-
-    def __init__(self, scope: Scope) -> None:
-        self.length: int | None = None
-        """Announced length of the body; None if it is not announced, -1 if it is nonsense."""
-        self.has_upgrade = False
-        """uvicorn with httptools loses the body of such a request and takes what follows for
-        another one (Kludex/uvicorn#2722). Closing after the answer ends that."""
-        headers: Headers = []
-        is_chunked = False
-        # A copy: uvicorn goes on appending trailer fields to the scope's own list.
-        for name, value in scope["headers"]:
-            if name not in _FRAMING:
-                headers.append((name, value))
-                if name == b"upgrade":
-                    self.has_upgrade = True
-            elif name == b"content-length":
-                self.length = int(value) if value.isdigit() and self.length is None else -1
-            elif name == b"transfer-encoding":
-                is_chunked = True
-        if self.length is None and scope["http_version"] == "1.1" and not is_chunked:
-            self.length = 0  # RFC 9112 section 6.3 item 7
-        self.can_close = scope["http_version"] == "1.1" and (self.length != 0 or self.has_upgrade)
-        """Whether ``Connection: close`` has a sense: there may be a body that nobody read."""
-        client = scope.get("client")
-        peer = client[0] if client else ""
-        method = scope["method"].encode("latin-1")
-        self.request = Request(method, _target(scope), headers, peer, scope.get("scheme", "http"))
-
-
-def _target(scope: Scope) -> bytes:
-    """Origin-form target behind the root path, the bytes of the wire if the server kept them.
-
-    The root path is a prefix of ``path`` and ``raw_path`` (ASGI 2.4; where a server leaves it
-    out, nothing is cut). In other than its plain spelling (``/%78/mcp``) it is not recognised,
-    so that no route is ever found by decoding.
-    """
-    raw: bytes | None = scope.get("raw_path")
-    path = quote(scope["path"], safe=_PATH_SAFE).encode("ascii") if raw is None else raw
-    root: str = scope.get("root_path", "")
-    if root:
-        prefix = quote(root.rstrip("/"), safe=_PATH_SAFE).encode("ascii")
-        if path.startswith(prefix + b"/"):
-            path = path[len(prefix) :]
-    query: bytes = scope.get("query_string", b"")
-    return path + b"?" + query if query else path
 
 
 async def _read_body(receive: Receive, length: int | None, limit: int) -> bytes | None:

@@ -23,7 +23,7 @@ import httptools
 
 from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
-from mcp_proxy.headers import VALUE_LIMIT, plain_address
+from mcp_proxy.headers import VALUE_LIMIT
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
 
@@ -114,7 +114,7 @@ class Http11Protocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
-            self._peer = plain_address(peername[0])
+            self._peer = peername[0]
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = "https"
         self._connections.add(self)
@@ -211,9 +211,8 @@ class Http11Protocol(asyncio.Protocol):
     def _read_head(self, data: bytes) -> bytes:
         """Take a head from ``data``; returns what follows it."""
         known = len(self._raw)
-        if not known:
-            if data[0] in b"\r\n":
-                return data.lstrip(b"\r\n")  # RFC 9112 section 2.2: empty lines before a request
+        if not known and data[0] in b"\r\n":
+            return data.lstrip(b"\r\n")  # RFC 9112 section 2.2: empty lines before a request
         raw = self._raw + data if known else data
         end = raw.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
         limit = self._settings.head_limit
@@ -267,11 +266,23 @@ class Http11Protocol(asyncio.Protocol):
         self._is_head = method == b"HEAD"
         if len(lines) - 1 > self._settings.fields_limit:
             raise _Refused("head_too_large", f"the limit is {self._settings.fields_limit} header fields")
+        headers, length, expects = self._read_fields(lines[1:])
+        if len(head) > VALUE_LIMIT:
+            _check_values(headers)
+        if target[:1] != b"/":
+            target = _origin_form(target, headers)
+        if len(target) > TARGET_LIMIT:
+            raise _Refused("uri_too_long", f"the limit is {TARGET_LIMIT} bytes")
+        request = Request(method, target, headers, self._peer, self._scheme)
+        self._begin_body(request, head, length, expects)
+
+    def _read_fields(self, lines: list[bytes]) -> tuple[Headers, int, bool]:
+        """Fields, Content-Length, and whether 100-continue is expected; notes ``_chunked``."""
         headers: Headers = []
         length = 0
         self._chunked = False
         expects = False
-        for line in lines[1:]:
+        for line in lines:
             name, _, value = line.partition(b":")
             name = name.lower()
             value = value.strip()
@@ -285,14 +296,7 @@ class Http11Protocol(asyncio.Protocol):
                     expects = True
                 else:
                     raise _Refused("expectation_failed", "only 100-continue is understood")
-        if len(head) > VALUE_LIMIT:
-            _check_values(headers)
-        if target[:1] != b"/":
-            target = _origin_form(target, headers)
-        if len(target) > TARGET_LIMIT:
-            raise _Refused("uri_too_long", f"the limit is {TARGET_LIMIT} bytes")
-        request = Request(method, target, headers, self._peer, self._scheme)
-        self._begin_body(request, head, length, expects)
+        return headers, length, expects
 
     def _check_coding(self, value: bytes) -> None:
         """RFC 9112 section 6.1: a coding that is not understood is 501; HTTP/1.0 has none."""

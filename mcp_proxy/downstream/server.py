@@ -35,19 +35,31 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to ``run_servers``. ``on_drain`` is called when it begins to stop."""
+    """Leaves the signals to ``run_servers``. ``on_started`` is called when it listens,
+    ``on_drain`` when it begins to stop."""
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_started: Callable[[], None] = lambda: None,
+        on_drain: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(config)
+        self.on_started = on_started
         self._on_drain = on_drain
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_started()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._on_drain is not None:
-            self._on_drain()
+        self._on_drain()
         await super().shutdown(sockets)
 
 
@@ -64,35 +76,31 @@ async def run_servers(
     """
     server, sock = data
     loop = asyncio.get_running_loop()
+    admin_serving: asyncio.Task[None] | None = None
 
     def stop() -> None:
         server.force_exit = server.should_exit  # the second signal hurries
         server.should_exit = True
 
+    def data_started() -> None:
+        nonlocal admin_serving
+        if admin is None:
+            on_started()
+        else:
+            admin[0].on_started = on_started
+            admin_serving = loop.create_task(admin[0].serve(sockets=[admin[1]]))
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGUSR1, on_reopen)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
-    admin_serving = None
+    server.on_started = data_started
     try:
-        await _started(server, serving)
-        if admin is not None and server.started:
-            admin_serving = asyncio.create_task(admin[0].serve(sockets=[admin[1]]))
-            await _started(admin[0], admin_serving)
-        if server.started:
-            on_started()
-        await serving
+        await server.serve(sockets=[sock])
     finally:
         if admin is not None and admin_serving is not None:
             admin[0].should_exit = True
             await admin_serving
     return 0 if server.started else 3
-
-
-async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    """uvicorn has no event for it; it takes a few milliseconds."""
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.005)
 
 
 def config(app: Any, sock: socket.socket, **options: Any) -> uvicorn.Config:

@@ -18,7 +18,10 @@ from mcp_proxy.headers import parse_authority
 from mcp_proxy.wire import Headers
 
 _CORS_METHODS: Final = b"GET, POST, DELETE"
-_CORS_REQUEST_HEADERS: Final = b"authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id"
+_CORS_REQUEST_HEADERS: Final = (
+    b"authorization, content-type, accept, "
+    b"mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id"
+)
 _CORS_EXPOSED: Final = b"mcp-session-id, www-authenticate, mcp-proxy-reason, retry-after"
 _CORS_MAX_AGE_S: Final = b"600"
 

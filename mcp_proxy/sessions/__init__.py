@@ -34,13 +34,13 @@ class SessionStore(Protocol):
     name: str
     """Label of the store in metrics: ``memory``, ``redis``, ``signed``."""
 
-    def get(self, key: SessionKey) -> SessionRecord | None | Awaitable[SessionRecord | None]:
+    def get(self, key: SessionKey) -> SessionRecord | Awaitable[SessionRecord | None] | None:
         """The owner, or None if there certainly is none. Counts as use (slides the TTL)."""
 
     def create(self, key: SessionKey, record: SessionRecord) -> bool | Awaitable[bool]:
         """Store a new session; False if the key exists already (never overwritten)."""
 
-    def delete(self, key: SessionKey) -> None | Awaitable[None]:
+    def delete(self, key: SessionKey) -> Awaitable[None] | None:
         """Forget the session. Idempotent."""
 
     def hold(self, key: SessionKey) -> None:

@@ -61,6 +61,8 @@ class MemoryStore:
         if self.get(key) is not None:
             return False
         if len(self._entries) >= self._limit:
+            self.sweep(now())
+        if len(self._entries) >= self._limit:
             raise StoreError(f"the memory registry is full ({self._limit} sessions)")
         self._entries[key] = _Entry(record, now() + self._ttl_s)
         self._counts[key.pool] += 1

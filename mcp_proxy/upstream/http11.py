@@ -170,7 +170,8 @@ class _Dial:
             self.fail("refused", f"cannot connect: {type(error).__name__}")
         else:
             outgoing, receiver = self._outgoing, self._receiver
-            assert outgoing is not None and receiver is not None
+            assert outgoing is not None
+            assert receiver is not None
             self._outgoing = self._receiver = None  # a stream may stay for hours, and the body with it
             self._connection = connection
             self._transport.begin(self, connection, outgoing, receiver)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -23,7 +22,6 @@ from tests.tools import PATIENCE_S
 from tests.tools.client import Answer, Client, get
 
 ROOT = Path(__file__).parents[2]
-_TRACEBACK = re.compile(r"^[^\n]*\n(?:[^\n]*\n){0,2}Traceback[^\n]*\n(?:[ \t][^\n]*\n)*[^\n]*", re.MULTILINE)
 
 
 def free_ports(count: int) -> list[int]:
@@ -81,9 +79,11 @@ class ProxyProcess:
         """The access log so far, one record per exchange that has ended."""
         return [json.loads(line) for line in self._out.read_text().splitlines() if line.startswith("{")]
 
-    def tracebacks(self, start: int = 0) -> list[str]:
-        """Unhandled errors in the log, behind its first ``start`` bytes."""
-        return _TRACEBACK.findall(self._err.read_bytes()[start:].decode())
+    def traceback(self, start: int = 0) -> str:
+        """The first unhandled error in the log behind its first ``start`` bytes, ``""`` if none."""
+        log = self._err.read_bytes()[start:].decode()
+        at = log.find("Traceback (most recent")
+        return log[max(0, at - 300) : at + 4000] if at >= 0 else ""
 
     def log_size(self) -> int:
         return self._err.stat().st_size

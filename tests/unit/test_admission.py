@@ -11,6 +11,7 @@ from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import read_request
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.replies import TABLE
+from mcp_proxy.sessions import SessionKey
 from mcp_proxy.wire import Header, Rejection, Request
 
 FORWARDER = Forwarder([ipaddress.ip_network("10.0.0.0/8")])
@@ -54,6 +55,7 @@ def test_a_good_head_is_admitted_with_all_that_was_learnt() -> None:
     assert outcome.head.host == b"localhost:8080"
     assert (outcome.route, outcome.pool, outcome.query) == ("/weather/mcp", "weather", b"?a=%2f&b")
     assert outcome.client == "198.51.100.1"
+    assert outcome.key is None
     assert outcome.forward is None
 
 
@@ -77,6 +79,24 @@ def test_methods_without_a_body_need_no_media_type(method: bytes) -> None:
 @pytest.mark.parametrize("origin", [b"http://localhost:5173", b"https://mcp.example.com"])
 def test_pages_that_may_are_admitted(origin: bytes) -> None:
     assert isinstance(admit(HOST, JSON, (b"origin", origin)), Admitted)
+
+
+@pytest.mark.parametrize("session_id", [b"s1", b"!", b"~" * 512])
+def test_a_session_is_known_by_its_pool_and_id(session_id: bytes) -> None:
+    outcome = admit(HOST, JSON, (b"mcp-session-id", session_id), target=b"/weather/mcp")
+
+    assert isinstance(outcome, Admitted)
+    assert outcome.key == SessionKey("weather", session_id)
+
+
+@pytest.mark.parametrize("session_id", [b"", b"a b", b"a\x7f", b"a\tb", b"a" * 513])
+def test_a_session_id_that_cannot_be_one_names_no_session(session_id: bytes) -> None:
+    # not a bad request: it must look like any other unknown session
+    outcome = admit(HOST, JSON, (b"mcp-session-id", session_id))
+
+    assert isinstance(outcome, Admitted)
+    assert outcome.key is None
+    assert outcome.head.session_id == session_id
 
 
 # --- path -----------------------------------------------------------------------------------------
@@ -237,6 +257,25 @@ def test_a_body_that_cannot_be_read_is_not_admitted(coding: bytes) -> None:
 @pytest.mark.parametrize("coding", [b"identity", b"Identity"])
 def test_a_body_without_coding_may_say_so(coding: bytes) -> None:
     assert isinstance(admit(HOST, JSON, (b"content-encoding", coding)), Admitted)
+
+
+# --- what a refusal needs to know -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "route"),
+    [(b"/mcp", "/mcp"), (b"/weather/mcp?x", "/weather/mcp"), (b"/mcp/", ""), (b"", ""), (b"*", "")],
+)
+def test_the_route_of_a_refused_request_is_the_one_it_names(target: bytes, route: str) -> None:
+    assert PORTER.route(arrive(target=target)) == route
+
+
+def test_only_an_allowed_page_may_read_a_refusal() -> None:
+    allowed, foreign = (b"origin", b"http://localhost:5173"), (b"origin", b"http://evil.com")
+
+    assert (b"access-control-allow-origin", allowed[1]) in PORTER.cors(arrive(HOST, allowed))
+    assert PORTER.cors(arrive(HOST, foreign)) == []
+    assert PORTER.cors(arrive(HOST)) == []
 
 
 # --- preflight ------------------------------------------------------------------------------------

@@ -136,7 +136,6 @@ def test_a_backend_is_avoided_for_a_while(balance: Balance, after_s: float, expe
 
 
 def test_the_turns_of_a_missing_backend_are_shared(balance: Balance) -> None:
-    # fails: with least_sessions all turns go to the next in the list
     backends = [make("a", is_down=True), make("b"), make("c")]
 
     assert Counter(chosen(balance, backends, 30)) == {"b": 15, "c": 15}
@@ -179,14 +178,15 @@ def test_whoever_is_chosen_is_one_of_them_and_was_not_tried(data: st.DataObject)
     [
         ({"sessions": 1}, {"sessions": 2}, {"a"}),
         ({"sessions": 3, "weight": 2}, {"sessions": 2}, {"a"}),
-        ({"sessions": 5, "weight": 2}, {"sessions": 2}, {"b"}),
+        ({"sessions": 6, "weight": 2}, {"sessions": 2}, {"b"}),
         ({"sessions": 1, "inflight": 9}, {"sessions": 2, "inflight": 0}, {"a"}),
         ({"sessions": 1, "inflight": 9}, {"sessions": 1, "inflight": 8}, {"b"}),
         ({"inflight": 5, "weight": 3}, {"inflight": 2}, {"a"}),
-        ({"sessions": 4, "weight": 2, "inflight": 2}, {"sessions": 2, "inflight": 1}, {"a", "b"}),
+        ({"sessions": 4, "weight": 2, "inflight": 2}, {"sessions": 2, "inflight": 1}, {"a"}),
+        ({"sessions": 5, "weight": 2, "inflight": 3}, {"sessions": 2, "inflight": 1}, {"a", "b"}),
     ],
 )
-def test_fewest_sessions_per_weight_then_fewest_in_flight_then_in_turn(
+def test_fewest_per_weight_with_the_one_to_come_first_sessions_then_in_flight_then_in_turn(
     a: dict[str, Any], b: dict[str, Any], expected: set[str]
 ) -> None:
     backends = [make("a", **a), make("b", **b)]
@@ -207,6 +207,13 @@ def test_sessions_spread_in_proportion_to_weight(weights: list[int], rounds: int
 
     loads = [backend.sessions / backend.weight for backend in backends]
     assert max(loads) - min(loads) <= 1
+
+
+def test_idle_backends_take_turns_by_weight() -> None:
+    # fails: all calls that do not overlap go to the heavier one
+    backends = [make("a", weight=2), make("b")]
+
+    assert Counter(chosen(LeastSessions(), backends, 30)) == {"a": 20, "b": 10}
 
 
 # --- round robin ----------------------------------------------------------------------------------

@@ -111,6 +111,50 @@ def test_the_newest_item_can_be_taken() -> None:
     assert expired == []
 
 
+@pytest.mark.parametrize(("size", "expected"), [(5, []), (3, []), (1, ["a", "b"]), (0, ["a", "b", "c"])])
+def test_trimming_expires_the_oldest_before_their_time(size: int, expected: list[str]) -> None:
+    due, expired = deadlines()
+    for item in "abc":
+        due.arm(item, 0.0)
+
+    due.trim(size)
+
+    assert expired == expected
+    assert len(due) == 3 - len(expected)
+
+
+def test_an_item_that_the_callback_arms_in_the_past_waits_for_the_next_sweep() -> None:
+    expired: list[str] = []
+
+    def expire(item: str) -> None:
+        expired.append(item)
+        due.arm(item, 0.0)
+
+    due: Deadlines[str] = Deadlines(1.0, expire)
+    due.arm("a", 0.0)
+
+    due.sweep(100.0)
+    due.sweep(100.0)
+
+    assert expired == ["a", "a"]
+
+
+def test_a_callback_may_disarm_everything() -> None:
+    expired: list[str] = []
+
+    def expire(item: str) -> None:
+        expired.append(item)
+        due.disarm("b")
+
+    due: Deadlines[str] = Deadlines(1.0, expire)
+    due.arm("a", 0.0)
+    due.arm("b", 0.0)
+
+    due.sweep(1.0)
+
+    assert expired == ["a"]
+
+
 def test_an_item_that_the_callback_disarms_does_not_expire() -> None:
     expired: list[str] = []
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_proxy.forwarding import WALK_LIMIT, Forwarder
+from mcp_proxy.forwarding import WALK_LIMIT, Forwarder, plain_address
 from mcp_proxy.headers import RequestHead, read_request
 from mcp_proxy.wire import Header, Request
 
@@ -201,6 +201,32 @@ def test_the_walk_is_bounded() -> None:
     chain = b", ".join(b"10.0.1.%d" % number for number in range(WALK_LIMIT + 4))
 
     assert client(b"6.6.6.6, " + chain) == "10.0.1.4"
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        ("::ffff:a00:1", "::ffff:a00:1"),
+        ("2001:db8::ffff:10.0.0.1", "2001:db8::ffff:10.0.0.1"),
+        ("", ""),
+    ],
+)
+def test_an_ipv4_peer_of_a_dual_stack_socket_has_its_ipv4_address(address: str, plain: str) -> None:
+    assert plain_address(address) == plain
+
+
+def test_a_trusted_proxy_is_recognised_on_a_dual_stack_listener() -> None:
+    line = (b"x-forwarded-for", b"6.6.6.6, 198.51.100.1, ::ffff:10.0.0.7")
+    request, head = arrive(line, peer="::ffff:10.0.0.1")
+
+    assert TRUSTED.client(request, head) == "198.51.100.1"
+    chain = values(list(TRUSTED.headers(request, head, None)), b"x-forwarded-for")
+    assert chain == [b"6.6.6.6, 198.51.100.1, ::ffff:10.0.0.7, 10.0.0.1"]
+    assert ALONE.client(request, head) == "10.0.0.1"
+    assert values(list(ALONE.headers(request, head, None)), b"x-forwarded-for") == [b"10.0.0.1"]
 
 
 _entries = st.sampled_from(

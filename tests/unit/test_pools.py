@@ -90,6 +90,41 @@ def test_a_backend_that_was_just_refused_comes_last() -> None:
     assert pool.next([B.id]) is A
 
 
+def test_one_request_probes_a_backend_that_was_unreachable_and_others_go_elsewhere() -> None:
+    pool, _ = make()
+    A.refused(clock.now() - 60.0)
+
+    assert [pool.next() for _ in range(6)].count(A) == 1
+    A.reached()
+    assert [pool.next() for _ in range(6)].count(A) == 3
+
+
+def test_asking_for_another_backend_takes_no_turn() -> None:
+    pool, _ = make()
+    first = pool.next()
+
+    assert pool.has_other([])
+    assert pool.has_other([A.id])
+    assert pool.has_other((B.id,))
+    assert not pool.has_other([A.id, B.id])
+    assert pool.next() is not first
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_stateless"),
+    [([], False), ([False], True), ([True], False), ([False, True], False), ([True, False], False)],
+)
+def test_one_session_id_settles_that_the_backends_keep_sessions(
+    answers: list[bool], is_stateless: bool
+) -> None:
+    pool, _ = make()
+
+    for has_sessions in answers:
+        pool.learn_sessions(has_sessions)
+
+    assert pool.is_stateless is is_stateless
+
+
 @pytest.mark.parametrize(("lost_after_s", "is_lost"), [(3600.0, False), (60.0, True), (30.0, True)])
 def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float, is_lost: bool) -> None:
     pool, _ = make(lost_after_s=lost_after_s)

@@ -59,6 +59,18 @@ def test_anything_else_takes_the_long_way(data: bytes) -> None:
     assert recogniser().match(data) == -1
 
 
+def test_what_came_before_does_not_matter() -> None:
+    repeated = recogniser()
+    shorter, longer = HEAD + b"{}", HEAD.replace(b" 2\r", b" 12\r") + b"hello world!"
+
+    assert [repeated.match(data) for data in (shorter, longer, longer, shorter)] == [2, 12, 12, 2]
+    assert repeated.match(shorter[:-1]) == -1
+    assert repeated.match(longer[:-10]) == -1
+    assert repeated.match(HEAD[:-2] + b"x\r\n{}") == -1
+    assert repeated.match(b"") == -1
+    assert repeated.match(b"\0") == -1
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -125,8 +137,8 @@ def test_what_is_recognised_is_one_message_that_the_parser_reads_alike(
     before: list[bytes],
     spelling: bytes,
     behind: list[bytes],
-    length: int,
     body: bytes,
+    lie: int,
     cut: int,
     patch: bytes,
 ) -> None:
@@ -138,8 +150,11 @@ def test_what_is_recognised_is_one_message_that_the_parser_reads_alike(
     data = head(max(0, len(body) + lie)) + body
     data = data[:cut] + patch + data[cut:]
 
-    found = recogniser(accepted).match(data)
+    repeated = recogniser(accepted)
+    found = repeated.match(data)
+    repeated.match(head(len(body)) + body)
 
+    assert repeated.match(data) == found
     if found >= 0:
         remembered = parsed(accepted + b"12345").messages
         messages = parsed(data).messages

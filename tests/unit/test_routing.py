@@ -86,7 +86,7 @@ def test_row_2_initialize_with_a_session_sticks_to_it() -> None:
 
 
 def test_an_initialize_notification_is_not_the_start_of_a_session() -> None:
-  
+
     outcome = post(message("initialize", id=None))
 
     assert isinstance(outcome, Rejection) or outcome.aim is Aim.ANY
@@ -439,7 +439,7 @@ def test_row_22_a_notification_is_held_to_the_headers_that_it_sends() -> None:
 
 @pytest.mark.parametrize("method", ["tools/list", "subscriptions/listen", "server/discover"])
 def test_row_22_a_notification_is_not_the_request_whose_name_it_bears(method: str) -> None:
-  
+
     assert post(message(method, id=None, claim=MODERN), pv=MODERN) == Plan(Era.MODERN, Aim.ANY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -112,15 +113,52 @@ async def test_closing_cancels_a_task_that_has_not_begun() -> None:
 
 
 async def test_closing_twice_or_with_nothing_to_close_does_nothing() -> None:
-    tasks = Tasks()
-    await tasks.aclose()
-    await begun(tasks)
-
     async with asyncio.timeout(WAIT_S):
+        await Tasks().aclose()
+        tasks = Tasks()
+        await begun(tasks)
         await tasks.aclose()
         await tasks.aclose()
 
     assert len(tasks) == 0
+
+
+async def test_what_is_spawned_after_closing_never_begins() -> None:
+    tasks = Tasks()
+    await tasks.aclose()
+    endless = Endless()
+
+    task = tasks.spawn(endless.run())
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert not endless.begun.is_set()
+    assert len(tasks) == 0
+
+
+async def test_closing_waits_no_longer_than_it_may_and_says_what_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tasks = Tasks(close_s=0.01)
+    begins, ends = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begins.set()
+        while not ends.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await ends.wait()
+
+    task = tasks.spawn(work())
+    async with asyncio.timeout(WAIT_S):
+        await begins.wait()
+        await tasks.aclose()
+
+    assert not task.done()
+    assert [record.getMessage() for record in caplog.records] == ["1 tasks did not end within 0.01 s"]
+    ends.set()
+    async with asyncio.timeout(WAIT_S):
+        await task
 
 
 async def test_a_task_that_fails_while_it_unwinds_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,7 +181,6 @@ async def test_a_task_that_fails_while_it_unwinds_is_logged(caplog: pytest.LogCa
 
 
 async def test_a_task_spawned_while_closing_is_ended_as_well() -> None:
-    # fails: it is left running
     tasks = Tasks()
     first, late = Endless(), Endless()
     spawned: list[asyncio.Task[None]] = []

@@ -132,7 +132,7 @@ class Rig:
         await self.converse()
         for backend in self.backends:
             assert backend.violations == []
-        assert self.proxy.tracebacks(self._log_base) == []
+        assert self.proxy.traceback(self._log_base) == ""
         await self.assert_discreet()
 
     async def converse(self) -> None:

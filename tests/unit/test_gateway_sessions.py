@@ -1,0 +1,493 @@
+"""Sessions: learnt before the client hears of them, pinned while they last, forgotten when they end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mcp_proxy.errors import Fault, Phase, StoreError
+from mcp_proxy.sessions import SessionKey, SessionRecord
+from mcp_proxy.sessions.memory import MemoryStore
+from tests.unit.fakes import settle
+from tests.unit.gatehouse import (
+    EVENTS, HOLD, JSON, SESSION, STREAMS, Gatehouse, SlowStore, initialize, legacy, modern, names,
+)  # fmt: skip
+
+KEY = SessionKey("pool", b"s1")
+
+
+def slow_house(**options: Any) -> tuple[Gatehouse, SlowStore]:
+    house = Gatehouse(2, store=lambda house: SlowStore(), **options)
+    return house, house.store
+
+
+# -- learning ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+async def test_a_session_is_learnt_from_any_success_and_pinned_to_its_backend(status: int) -> None:
+    house = Gatehouse(3)
+    client = house.ask(initialize())
+    attempt = house.take()
+    attempt.answer(status, b"{}", (SESSION, b"s1"))
+    assert client.reply.one(SESSION) == b"s1"
+    assert house.find(attempt.backend).sessions == 1
+    for _ in range(5):
+        house.call()
+        pinned = house.take()
+        assert pinned.backend == attempt.backend
+        assert (SESSION, b"s1") in pinned.outgoing.headers
+        pinned.answer(200, b"{}")
+
+
+async def test_a_session_in_an_event_stream_is_learnt_from_its_head() -> None:
+    house = Gatehouse(1)
+    client = house.ask(initialize())
+    house.attempts[0].head(200, [EVENTS, (SESSION, b"s1")])
+    assert client.reply.has_started
+    assert client.reply.one(SESSION) == b"s1"
+    assert house.store.count("pool") == 1
+    house.attempts[0].end()
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_a_failed_initialize_creates_no_session_and_shows_none(status: int) -> None:
+    house = Gatehouse(1)
+    client = house.ask(initialize())
+    house.attempts[0].answer(status, b"{}", (SESSION, b"throw-away"))
+    assert (client.reply.status, client.reply.one(SESSION)) == (status, None)
+    assert house.store.count("pool") == 0
+
+
+@pytest.mark.parametrize("value", [b"", b"a b", b"\xff", b"x" * 513, b"a\tb"])
+async def test_an_illegal_session_id_is_a_bad_answer(value: bytes) -> None:
+    house = Gatehouse(2)
+    client = house.ask(initialize())
+    house.attempts[0].head(200, [JSON, (SESSION, value)])
+    assert client.verdict == (502, "upstream_invalid")
+    assert house.attempts[0].is_cancelled
+    assert house.store.count("pool") == 0
+    house.assert_quiet()
+
+
+async def test_a_session_id_that_exists_is_not_overwritten() -> None:
+    house = Gatehouse(2)
+    owner = house.open_session()
+    client = house.ask(initialize())
+    house.take().answer(200, b"{}", (SESSION, b"s1"))
+    assert client.verdict == (502, "session_conflict")
+    assert client.reply.one(SESSION) is None
+    house.call()
+    assert house.take().backend == owner
+    assert [backend.sessions for backend in house.backends].count(1) == 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [(legacy("tools/list"),), modern("tools/call"), modern("tools/list")],
+    ids=["legacy", "tools/call", "tools/list"],
+)
+async def test_session_ids_on_other_answers_are_not_shown(request_: tuple[Any, ...]) -> None:
+    house = Gatehouse(1)
+    client = house.ask(*request_)
+    house.attempts[0].answer(200, b"{}", (SESSION, b"throw-away"))
+    assert (client.reply.status, client.reply.one(SESSION)) == (200, None)
+    assert house.store.count("pool") == 0
+
+
+async def test_an_answer_may_repeat_the_session_id_of_its_request_only() -> None:
+    house = Gatehouse(1)
+    house.open_session()
+    for issued, shown in ((b"s1", b"s1"), (b"other", None)):
+        client = house.call()
+        house.take().answer(200, b"{}", (SESSION, issued))
+        assert client.reply.one(SESSION) == shown
+
+
+async def test_a_modern_request_takes_no_session_id_to_a_backend() -> None:
+    house = Gatehouse(1)
+    house.open_session()
+    house.ask(*modern("tools/list"), (SESSION, b"s1"))
+    assert SESSION not in names(house.take().outgoing.headers)
+
+
+async def test_an_unknown_or_impossible_session_is_one_and_the_same_404() -> None:
+    house = Gatehouse(2)
+    house.open_session()
+    bodies = set()
+    for session in (b"unknown", b"x" * 600, b"a b", b"\x7f"):
+        client = house.call(session)
+        assert client.verdict == (404, "session_not_found")
+        bodies.add(client.reply.body)
+    assert len(bodies) == 1
+    assert house.attempts == []
+    assert house.listen(b"unknown").verdict == (404, "session_not_found")
+
+
+# -- forgetting --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "is_gone"), [(200, True), (204, True), (404, True), (405, False), (500, False)])
+async def test_a_delete_ends_the_session_if_its_owner_says_so(status: int, is_gone: bool) -> None:
+    house = Gatehouse(2)
+    house.open_session()
+    client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    house.take().answer(status, b"")
+    assert client.reply.status == status
+    assert house.store.count("pool") == (0 if is_gone else 1)
+    assert sum(backend.sessions for backend in house.backends) == (0 if is_gone else 1)
+    assert (house.call().reply.status == 404) is is_gone
+
+
+async def test_a_session_that_its_owner_does_not_know_any_more_is_forgotten() -> None:
+    house = Gatehouse(2)
+    house.open_session()
+    client = house.call()
+    house.take().answer(404, b'{"gone":1}')
+    assert (client.reply.status, client.reply.body) == (404, b'{"gone":1}')
+    assert house.store.count("pool") == 0
+
+
+async def test_a_session_stays_while_a_stream_is_open_on_it() -> None:
+    house, store = slow_house()
+    house.listen()
+    await store.answer(SessionRecord(house.backends[0].id))
+    assert store.held == {}
+    house.attempts[0].head(200, [EVENTS])
+    assert store.held == {KEY: 1}
+    house.attempts[0].fail()
+    assert store.held == {KEY: 0}
+
+
+# -- a registry that needs time ----------------------------------------------------------------
+
+
+async def test_a_lookup_that_takes_time_leads_to_the_owner() -> None:
+    house, store = slow_house()
+    client = house.call()
+    await settle()
+    assert (house.attempts, client.reply.outcome) == ([], "")
+    await store.answer(SessionRecord(house.backends[1].id))
+    assert house.tried == [house.backends[1].id]
+    house.attempts[0].answer(200, b"{}")
+    assert client.reply.status == 200
+    house.assert_quiet()
+
+
+async def test_a_lookup_that_finds_nothing_is_a_404_and_one_that_fails_a_503() -> None:
+    house, store = slow_house()
+    unknown, failed = house.call(), house.call()
+    await settle()
+    await store.answer(None)
+    await store.fail(StoreError("down"))
+    assert unknown.verdict == (404, "session_not_found")
+    assert failed.verdict == (503, "store_unavailable")
+    assert failed.reply.one(b"retry-after") == b"1"
+    assert b'"id": 7' in failed.reply.body or b'"id":7' in failed.reply.body
+    assert ("store_error", "get") in house.journal.events
+    assert [record.ended_by for record in house.journal.records] == [Fault.CLIENT, Fault.PROXY]
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("operation", ["get", "create"])
+async def test_a_registry_that_fails_in_an_unforeseen_way_does_not_leave_the_client_waiting(operation: str) -> None:
+    # BUGS.md G4
+    house, store = slow_house()
+    client = house.call() if operation == "get" else house.ask(initialize())
+    if operation == "create":
+        house.attempts[0].head(200, [JSON, (SESSION, b"s1")])
+    await settle()
+    await store.fail(RuntimeError("a bug"))
+    assert client.reply.outcome == "answer"
+    assert client.reply.status in (500, 503)
+    house.assert_quiet()
+
+
+async def test_a_client_that_leaves_during_the_lookup_ends_it() -> None:
+    house, store = slow_house()
+    client = house.call()
+    await settle()
+    client.leave()
+    await settle()
+    assert store.asked[0][2].cancelled()
+    assert (house.record.ended_by, house.record.phase) == (Fault.CLIENT, Phase.ROUTE)
+    assert house.attempts == []
+    house.assert_quiet()
+
+
+async def test_a_client_that_leaves_at_the_moment_of_the_answer_is_gone() -> None:
+    """The lookup is done, its task has not run on yet."""
+    house, store = slow_house()
+    for outcome in (SessionRecord(house.backends[0].id), None, StoreError("down")):
+        client = house.call()
+        await settle()
+        future = store.asked.pop(0)[2]
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+        client.leave()
+        await settle()
+    assert house.attempts == []
+    assert [record.ended_by for record in house.journal.records] == [Fault.CLIENT] * 3
+    house.assert_quiet()
+
+
+async def begun(house: Gatehouse) -> Any:
+    """An ``initialize`` whose session is being stored."""
+    client = house.ask(initialize())
+    house.attempts[0].head(200, [JSON, (SESSION, b"s1")], 2)
+    await settle()
+    assert (client.reply.outcome, client.reply.has_started) == ("", False)
+    assert house.attempts[0].is_paused
+    return client
+
+
+async def test_the_session_is_stored_before_the_answer_leaves() -> None:
+    house, store = slow_house()
+    client = await begun(house)
+    house.attempts[0].body(b"{}")
+    house.attempts[0].end()
+    await settle()
+    assert client.reply.outcome == ""
+    assert store.asked[0][:2] == ("create", KEY)
+    await store.answer(True)
+    assert (client.reply.status, client.reply.body, client.reply.one(SESSION)) == (200, b"{}", b"s1")
+    assert house.backends[0].sessions + house.backends[1].sessions == 1
+    house.assert_quiet()
+
+
+async def test_the_rest_of_the_answer_may_come_after_the_store() -> None:
+    house, store = slow_house()
+    client = await begun(house)
+    await store.answer(True)
+    assert not house.attempts[0].is_paused
+    house.attempts[0].body(b"{}")
+    house.attempts[0].end()
+    assert client.reply.body == b"{}"
+    house.assert_quiet()
+
+
+async def test_a_conflict_and_a_failure_show_no_session() -> None:
+    for value, verdict in ((False, (502, "session_conflict")), (StoreError("down"), (503, "store_unavailable"))):
+        house, store = slow_house()
+        client = await begun(house)
+        if isinstance(value, Exception):
+            await store.fail(value)
+        else:
+            await store.answer(value)
+        assert client.verdict == verdict
+        assert client.reply.one(SESSION) is None
+        assert house.attempts[0].is_cancelled
+        assert [backend.sessions for backend in house.backends] == [0, 0]
+        house.assert_quiet()
+
+
+async def test_a_session_that_could_not_be_stored_is_ended_at_its_backend() -> None:
+    """Best effort; else it stays there, unreachable, until the backend's own timeout."""
+    # BUGS.md G5 (scoreboard R2)
+    house, store = slow_house()
+    await begun(house)
+    await store.fail(StoreError("down"))
+    assert [attempt.outgoing.method for attempt in house.attempts] == [b"POST", b"DELETE"]
+    assert house.attempts[1].backend == house.attempts[0].backend
+    assert (SESSION, b"s1") in house.attempts[1].outgoing.headers
+
+
+async def test_a_backend_that_breaks_off_while_its_session_is_stored() -> None:
+    house, store = slow_house()
+    client = await begun(house)
+    house.attempts[0].fail()
+    assert client.verdict == (502, "upstream_lost")
+    await settle()
+    assert store.asked[0][2].cancelled()
+    house.assert_quiet()
+
+
+async def test_a_client_that_leaves_while_its_session_is_stored() -> None:
+    house, store = slow_house()
+    client = await begun(house)
+    client.leave()
+    await settle()
+    assert house.attempts[0].is_cancelled
+    assert (house.record.ended_by, house.record.phase) == (Fault.CLIENT, Phase.HEAD)
+    house.assert_quiet()
+
+
+async def test_sessions_are_counted_as_the_registry_counts_them() -> None:
+    """A create that nobody waits for any more may have happened; when that record expires, the
+    registry says so, and the count of its backend must not fall below zero."""
+    # BUGS.md G6
+    house, _ = slow_house()
+    client = await begun(house)
+    backend = house.find(house.attempts[0].backend)
+    client.leave()
+    await settle()
+    house.gateway.forget(KEY, SessionRecord(backend.id))
+    assert backend.sessions == 0
+
+
+async def test_a_deletion_that_takes_time_is_waited_for() -> None:
+    # BUGS.md G7: the awaitable is dropped: nothing is deleted, and "never awaited" is logged.
+    house, store = slow_house()
+    house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    await store.answer(SessionRecord(house.backends[0].id))
+    house.attempts[0].answer(200, b"")
+    await settle()
+    assert [asked[:2] for asked in store.asked] == [("delete", KEY)]
+    await store.answer(None)
+    assert store.finished == ["get", "delete"]
+    house.assert_quiet()
+
+
+async def test_a_deletion_that_fails_does_not_change_the_answer() -> None:
+    # BUGS.md G7
+
+    class Failing(MemoryStore):
+        def delete(self, key: SessionKey) -> None:
+            raise StoreError("down")
+
+    house = Gatehouse(2, store=lambda house: Failing(None, lambda key, record: None))
+    house.open_session()
+    client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    house.take().answer(204, b"")
+    assert client.reply.status == 204
+    assert ("store_error", "delete") in house.journal.events
+    house.assert_quiet()
+
+
+async def test_a_registry_that_fails_at_once_is_a_503() -> None:
+    class Failing(MemoryStore):
+        def get(self, key: SessionKey) -> SessionRecord | None:
+            raise StoreError("down")
+
+        def create(self, key: SessionKey, record: SessionRecord) -> bool:
+            raise StoreError("full")
+
+    house = Gatehouse(2, store=lambda house: Failing(None, lambda key, record: None))
+    assert house.call().verdict == (503, "store_unavailable")
+    client = house.ask(initialize())
+    house.attempts[0].head(200, [JSON, (SESSION, b"s1")])
+    assert client.verdict == (503, "store_unavailable")
+    assert house.attempts[0].is_cancelled
+    house.assert_quiet()
+
+
+async def test_sessionless_traffic_does_not_ask_the_registry() -> None:
+    house, store = slow_house()
+    for request in (modern("tools/call"), (legacy("ping"),), modern("subscriptions/listen")):
+        house.ask(*request)
+    await settle()
+    assert (store.asked, len(house.attempts)) == ([], 3)
+    for attempt in house.attempts:
+        attempt.answer(200, b"{}")
+
+
+# -- pools without sessions --------------------------------------------------------------------
+
+
+async def test_a_pool_that_issues_no_sessions_takes_requests_with_made_up_ones() -> None:
+    house = Gatehouse(2)
+    house.ask(initialize())
+    house.take().answer(200, b"{}")
+    client = house.call(b"made-up")
+    house.take().answer(200, b"{}")
+    assert client.reply.status == 200
+    assert house.listen(b"made-up").verdict == (405, "method_not_allowed")
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("body", [initialize(), b'{"jsonrpc":"2.0","method":"initialize"}'], ids=["request", "notification"])
+async def test_one_answer_without_a_session_does_not_make_a_stateful_pool_stateless(body: bytes) -> None:
+    house = Gatehouse(2)
+    house.open_session()
+    house.ask(body)
+    house.take().answer(202, b"")
+    assert house.call(b"unknown").verdict == (404, "session_not_found")
+
+
+async def test_a_notification_named_initialize_says_nothing_about_the_pool() -> None:
+    house = Gatehouse(2)
+    house.ask(b'{"jsonrpc":"2.0","method":"initialize"}')
+    house.take().answer(202, b"")
+    assert house.call(b"unknown").verdict == (404, "session_not_found")
+
+
+# -- streams -----------------------------------------------------------------------------------
+
+
+async def test_the_limit_of_streams_is_exact_and_given_back_however_they_end() -> None:
+    endings = ["end", "fail", "leave", "refused", "expire", "json", "drain"]
+    house = Gatehouse(1)
+    house.open_session()
+    for ending in endings:
+        clients = [house.ask(*modern("subscriptions/listen")) for _ in range(STREAMS)]
+        over = house.ask(*modern("subscriptions/listen"))
+        assert over.verdict == (503, "overloaded")
+        assert house.listen().verdict == (503, "overloaded")
+        call = house.ask(*modern("tools/call"))
+        house.attempts.pop().answer(200, b"{}")
+        assert call.reply.status == 200
+        for client, attempt in zip(clients, house.attempts, strict=True):
+            assert client.exchange is not None
+            if ending not in ("refused", "json"):
+                attempt.head(200, [EVENTS])
+                attempt.body(b"data: 1\n\n")
+            if ending == "end":
+                attempt.end()
+            elif ending == "fail":
+                attempt.fail()
+            elif ending == "leave":
+                client.leave()
+            elif ending == "refused":
+                attempt.fail("refused")
+            elif ending == "expire":
+                client.exchange.expire()
+            elif ending == "json":
+                attempt.answer(400, b"{}")
+            else:
+                client.exchange.drain()
+        house.assert_quiet()
+        house.attempts.clear()
+
+
+async def test_streams_are_counted_while_they_are_open() -> None:
+    house = Gatehouse(1)
+    client = house.ask(*modern("tools/call"))
+    house.attempts[0].head(200, [EVENTS])
+    assert (house.pool.streams, house.backends[0].streams, house.gateway.streams) == (1, 1, 0)
+    client.leave()
+    assert house.journal.events == [("opened", "pool"), ("closed", "pool", "client")]
+    assert (house.record.is_stream, house.record.ended_by, house.record.phase) == (True, Fault.CLIENT, Phase.BODY)
+    house.assert_quiet()
+
+
+# -- holding -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_json_is_held_up_to_its_limit(extra: int, is_known: bool) -> None:
+    house = Gatehouse(1)
+    client = house.ask(*modern("tools/call"))
+    size = HOLD + extra
+    house.attempts[0].head(200, [JSON], size if is_known else None)
+    house.attempts[0].body(b"x" * (size - 1))
+    assert client.reply.has_started is (is_known and extra == 1)
+    house.attempts[0].body(b"x")
+    assert client.reply.has_started is bool(extra)
+    house.attempts[0].end()
+    assert (client.reply.body, client.reply.outcome) == (b"x" * size, "end" if extra else "answer")
+    house.assert_quiet()
+
+
+async def test_nothing_runs_on_when_everything_is_over() -> None:
+    house = Gatehouse(2)
+    before = asyncio.all_tasks()
+    house.open_session()
+    house.call()
+    house.take().answer(200, b"{}")
+    assert asyncio.all_tasks() == before

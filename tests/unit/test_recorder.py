@@ -1,0 +1,223 @@
+"""One record per exchange: what it says, to whom, and what it never says."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mcp_proxy import clock
+from mcp_proxy.admission import Admitted
+from mcp_proxy.backends import Backend
+from mcp_proxy.backends.balance import RoundRobin
+from mcp_proxy.envelope import parse
+from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.exchange import Exchange
+from mcp_proxy.headers import read_request
+from mcp_proxy.pools import Pool
+from mcp_proxy.recorder import CLOSE_REASONS, Recorder
+from mcp_proxy.replies import TABLE
+from mcp_proxy.routing import Plan, plan_get, plan_post
+from mcp_proxy.sessions import SessionKey
+from mcp_proxy.telemetry import RequestRecord
+from mcp_proxy.wire import Fields, Headers, Rejection, Request
+
+POOL = Pool("main", [], {}, RoundRobin(), lost_after_s=10.0, authorization=None)
+
+
+class Kept:
+    """A sink that keeps."""
+
+    def __init__(self) -> None:
+        self.records: list[RequestRecord] = []
+
+    def record(self, record: RequestRecord) -> None:
+        self.records.append(record)
+
+
+class Nobody:
+    """Implements Director and Reply for exchanges that go nowhere."""
+
+    json_hold = 1
+
+    def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None: ...
+
+    def on_error(self, exchange: Exchange, error: UpstreamError) -> None: ...
+
+    def on_stream(self, exchange: Exchange) -> None: ...
+
+    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None: ...
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None: ...
+
+    def write(self, chunk: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def arrive(method: bytes = b"POST") -> Request:
+    return Request(method, b"/mcp?token=secret", [(b"mcp-session-id", b"the-session")], "10.0.0.1", "http")
+
+
+def exchange(method: bytes = b"POST", body: bytes = b"") -> Exchange:
+    request = arrive(method)
+    admission = Admitted(
+        request, read_request(request.headers), "/mcp", "main", b"?token=secret", "198.51.100.1", None
+    )
+    return Exchange(Nobody(), admission, POOL, body, Nobody())
+
+
+def served(session_id: bytes = b"the-session") -> Exchange:
+    """A tool call of a session, answered with a stream."""
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo"}}'
+    made = exchange(body=body)
+    made.envelope = parse(body)
+    plan = plan_post(made.admission.head, made.envelope)
+    assert isinstance(plan, Plan)
+    made.plan = plan
+    made.key = SessionKey("main", session_id)
+    made.backend = Backend("10.0.0.9", 8000, b"/mcp")
+    made.status = 200
+    made.bytes_out = 77
+    made.is_stream = True
+    made.attempts = 2
+    made.started_s, made.sent_s, made.head_s, made.finished_s = 10.0, 10.5, 12.0, 14.0
+    return made
+
+
+def recorded(made: Exchange, fault: Fault = Fault.NONE, phase: Phase = Phase.NONE) -> RequestRecord:
+    sink = Kept()
+    Recorder([sink]).finished(made, fault, phase)
+    (record,) = sink.records
+    return record
+
+
+def test_a_record_says_what_happened() -> None:
+    before_s = time.time()
+    record = recorded(served(), Fault.BACKEND, Phase.BODY)
+
+    assert before_s <= record.time_s <= time.time()
+    assert (record.route, record.pool, record.backend) == ("/mcp", "main", "http://10.0.0.9:8000/mcp")
+    assert (record.era, record.http_method) == ("legacy", "POST")
+    assert (record.method, record.name, record.kind) == ("tools/call", "echo", "request")
+    assert (record.status, record.reason) == (200, "")
+    assert record.peer == "198.51.100.1"
+    assert (record.duration_s, record.upstream_s) == (4.0, 1.5)
+    assert (record.bytes_in, record.bytes_out) == (71, 77)
+    assert (record.is_stream, record.attempts) == (True, 2)
+    assert (record.ended_by, record.phase) == (Fault.BACKEND, Phase.BODY)
+
+
+def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
+    record = recorded(exchange(b"GET"), Fault.CLIENT, Phase.ROUTE)
+
+    assert (record.backend, record.era, record.session) == ("", "", "")
+    assert (record.method, record.name, record.kind) == ("", "", "")
+    assert (record.http_method, record.status, record.upstream_s, record.attempts) == ("GET", 0, 0.0, 0)
+
+
+def test_a_get_has_an_era_but_no_message() -> None:
+    made = exchange(b"GET")
+    plan = plan_get(made.admission.head)
+    assert isinstance(plan, Plan)
+    made.plan = plan
+
+    record = recorded(made)
+
+    assert (record.era, record.method, record.kind) == ("legacy", "", "")
+
+
+def test_a_record_names_a_session_by_a_hash_and_holds_no_secret() -> None:
+    record = recorded(served())
+
+    assert len(record.session) == 8
+    assert int(record.session, 16) >= 0
+    assert "the-session" not in repr(record)
+    assert "secret" not in repr(record)
+
+
+def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
+    sink = Kept()
+    recorder = Recorder([sink])
+    for session_id in (b"a", b"b", b"a"):
+        recorder.finished(served(session_id), Fault.NONE, Phase.NONE)
+    names = [record.session for record in sink.records]
+
+    assert names[0] == names[2] != names[1]
+    assert len({recorded(served(b"a")).session for _ in range(4)}) > 1
+
+
+def test_every_sink_gets_every_record_once() -> None:
+    sinks = [Kept(), Kept()]
+    recorder = Recorder(sinks)
+
+    recorder.finished(served(), Fault.NONE, Phase.NONE)
+    recorder.refused(arrive(), "/mcp", Rejection("bad_request"), 400, 9)
+
+    assert len(sinks[0].records) == 2
+    assert sinks[0].records == sinks[1].records
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (b"GET", "GET"),
+        (b"DELETE", "DELETE"),
+        (b"OPTIONS", "OPTIONS"),
+        (b"BREW", "other"),
+        (b"post", "other"),
+        (b"", ""),
+    ],
+)
+def test_unknown_methods_fold_into_other(method: bytes, name: str) -> None:
+    sink = Kept()
+    Recorder([sink]).refused(arrive(method), "", Rejection("not_found"), 404, 1)
+
+    assert sink.records[0].http_method == name
+
+
+def test_a_refusal_is_recorded_with_what_is_known() -> None:
+    sink = Kept()
+    Recorder([sink]).refused(arrive(), "/mcp", Rejection("forbidden_origin", "why"), 403, 123)
+
+    (record,) = sink.records
+    assert (record.route, record.pool, record.backend, record.session) == ("/mcp", "", "", "")
+    assert (record.status, record.reason, record.bytes_out) == (403, "forbidden_origin", 123)
+    assert record.peer == "10.0.0.1"
+    assert (record.ended_by, record.phase) == (Fault.CLIENT, Phase.ADMIT)
+
+
+@pytest.mark.parametrize(
+    ("reason", "fault"),
+    [
+        ("bad_request", Fault.CLIENT),
+        ("body_too_large", Fault.CLIENT),
+        ("forbidden_origin", Fault.CLIENT),
+        ("overloaded", Fault.PROXY),
+        ("loop_detected", Fault.PROXY),
+        ("request_timeout", Fault.TIMEOUT),
+        ("draining", Fault.DRAIN),
+    ],
+)
+def test_a_refusal_is_the_fault_of_whoever_caused_it(reason: str, fault: Fault) -> None:
+    sink = Kept()
+    Recorder([sink]).refused(arrive(), "", Rejection(reason), TABLE[reason].status, 0)
+
+    assert sink.records[0].ended_by is fault
+
+
+def test_every_way_to_end_a_stream_has_a_name() -> None:
+    assert set(CLOSE_REASONS) == set(Fault)
+    assert len(set(CLOSE_REASONS.values())) == len(Fault)
+
+
+def test_times_are_those_of_the_exchange() -> None:
+    made = exchange()
+
+    assert made.started_s <= clock.now()
+    made.finished_s = made.started_s
+    assert recorded(made).duration_s == 0.0
