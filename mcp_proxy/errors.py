@@ -42,8 +42,9 @@ class UpstreamError(Exception):
     """A backend did not answer as it should.
 
     phase: CONNECT, HEAD or BODY.
-    kind: ``refused`` ``timeout`` ``lost`` ``invalid`` ``exhausted`` (closed list;
-        ``exhausted`` is this process out of file descriptors, not the backend's fault).
+    kind: ``refused`` ``timeout`` ``lost`` ``invalid`` ``unresolved`` ``exhausted`` (closed
+        list). The last two are not the backend's fault: its name could not be resolved, or
+        this process is out of file descriptors.
     sent: whether bytes of the request may have reached the backend. False makes it
         safe to go elsewhere with any method.
     stale: a reused idle connection ended before any byte of the response.

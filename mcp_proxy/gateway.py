@@ -17,7 +17,7 @@ import msgspec
 
 from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import Deadlines, now
+from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import EnvelopeError, parse
 from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
 from mcp_proxy.exchange import Exchange, State
@@ -348,8 +348,8 @@ class Gateway:
         pool = exchange.pool
         self.discover_due.disarm(exchange)
         self._meters.upstream_failure(pool.name, error.phase.name.lower())
-        if error.phase is Phase.CONNECT and error.kind != "exhausted":
-            backend.refused(now())
+        if error.phase is Phase.CONNECT and error.kind in ("refused", "timeout"):
+            pool.refused(backend)
         if exchange.state is not State.WAITING:
             self._give_up(exchange, error)
         elif error.stale and (plan.repeatable or exchange.admission.request.method == b"GET"):
@@ -392,8 +392,7 @@ class Gateway:
             rejection = Rejection("backend_unavailable", error.detail, exchange.id)
         else:
             rejection = Rejection(_UPSTREAM_REASONS[error.kind], error.detail, exchange.id)
-        fault = Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND
-        exchange.refuse(rejection, fault, error.phase)
+        exchange.refuse(rejection, _FAULTS.get(error.kind, Fault.BACKEND), error.phase)
 
     def _expire_discover(self, exchange: Exchange) -> None:
         """The backend is slow with ``server/discover`` and there is another."""
@@ -439,6 +438,8 @@ class Gateway:
             self._meters.stream_closed(pool.name, CLOSE_REASONS[fault])
         if exchange.counts_as_stream:
             self.streams -= 1
+        if exchange.plan is not None and exchange.plan.discover:
+            self.discover_due.disarm(exchange)
         self._recorder.finished(exchange, fault, phase)
 
     def sweep(self, at_s: float) -> None:
@@ -454,6 +455,8 @@ class Gateway:
             await pool.aclose()
         await self.store.aclose()
 
+
+_FAULTS: Final = {"timeout": Fault.TIMEOUT, "exhausted": Fault.PROXY}
 
 _UPSTREAM_REASONS: Final = {
     "lost": "upstream_lost",

@@ -71,6 +71,10 @@ class Pool:
         self._is_stateful = self._is_stateful or has_sessions
         self.is_stateless = not self._is_stateful
 
+    def refused(self, backend: Backend) -> None:
+        """A connect failed. Within twice ``lost_after`` the next failure continues it."""
+        backend.refused(clock.now(), 2 * self.lost_after_s)
+
     def is_lost(self, backend: Backend) -> bool:
         """Unreachable for so long that its sessions are over."""
         since_s = backend.unreachable_since_s

@@ -12,25 +12,20 @@ from mcp_proxy.backends import Backend
 
 
 class LeastSessions:
-    """The backend with the fewest sessions per weight; ties go to fewer requests in
-    flight, then in turn, so that idle pools are filled evenly."""
+    """The backend with the fewest sessions per weight; ties go to fewer requests in flight
+    per weight, then in turn by weight, so that idle pools are filled evenly."""
 
     def __init__(self) -> None:
         self._cursor = 0
 
     def choose(self, backends: Sequence[Backend], tried: Collection[str], at_s: float) -> Backend | None:
-        candidates = [backend for backend in backends if backend.id not in tried]
-        candidates = [backend for backend in candidates if backend.avoid_until_s <= at_s] or candidates
-        if not candidates:
-            return None
+        candidates = _preferred(backends, tried, at_s)
+        if len(candidates) <= 1:
+            return candidates[0] if candidates else None
+        least = min(map(_load, candidates))
+        tied = [backend for backend in candidates if _load(backend) == least]
         self._cursor += 1
-        turn = self._cursor % len(candidates)
-        return min(candidates[turn:] + candidates[:turn], key=_load)
-
-
-def _load(backend: Backend) -> tuple[float, float]:
-    # plus one: of idle backends, too, the heavier one comes first
-    return (backend.sessions + 1) / backend.weight, (backend.inflight + 1) / backend.weight
+        return _turn(tied, self._cursor)
 
 
 class RoundRobin:
@@ -40,9 +35,21 @@ class RoundRobin:
         self._cursor = 0
 
     def choose(self, backends: Sequence[Backend], tried: Collection[str], at_s: float) -> Backend | None:
-        turns = [backend for backend in backends for _ in range(backend.weight) if backend.id not in tried]
-        if not turns:
-            return None
+        candidates = _preferred(backends, tried, at_s)
         self._cursor += 1
-        preferred = [backend for backend in turns if backend.avoid_until_s <= at_s] or turns
-        return preferred[self._cursor % len(preferred)]
+        return _turn(candidates, self._cursor) if candidates else None
+
+
+def _preferred(backends: Sequence[Backend], tried: Collection[str], at_s: float) -> list[Backend]:
+    """Those not tried yet, without those to be avoided unless there are no others."""
+    candidates = [backend for backend in backends if backend.id not in tried]
+    return [backend for backend in candidates if backend.avoid_until_s <= at_s] or candidates
+
+
+def _load(backend: Backend) -> tuple[float, float]:
+    return backend.sessions / backend.weight, backend.inflight / backend.weight
+
+
+def _turn(backends: Sequence[Backend], cursor: int) -> Backend:
+    turns = [backend for backend in backends for _ in range(backend.weight)]
+    return turns[cursor % len(turns)]

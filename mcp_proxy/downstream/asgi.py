@@ -73,7 +73,6 @@ class AsgiDoor:
 
     async def _start_up(self) -> None:
         await self._on_startup()
-        self._watchers.start()
         self._is_started = True
 
     async def _shut_down(self) -> None:

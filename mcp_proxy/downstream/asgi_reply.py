@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final
 
-from mcp_proxy.clock import Deadlines, Ticker
+from mcp_proxy.clock import Ticker
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.wire import Conversation, Headers
 
@@ -25,10 +25,6 @@ HIGH_WATER: Final = 64 * 1024
 
 LOW_WATER: Final = 16 * 1024
 """Bytes left when it is resumed: far enough below, so that it is not paused by the next chunk."""
-
-GRACE_S: Final = 0.1
-"""How late, at most and but for a tick, a client is noticed that leaves before any answer. Most
-calls are over by then."""
 
 _BODYLESS: Final = frozenset((204, 304))
 
@@ -44,20 +40,25 @@ class Watchers:
     """Waits, for each answer in progress, for the client to leave.
 
     A watcher is a task, and most answers come before it would pay for itself: it starts with
-    the first piece of an answer that goes on, or ``GRACE_S`` after the request.
+    the first piece of an answer that goes on, or one to two ticks (0.1 s) after the request.
     """
 
-    __slots__ = ("_tasks", "_ticker", "young")
+    __slots__ = ("_new", "_old", "_tasks", "_ticker")
 
     def __init__(self) -> None:
-        self.young: Deadlines[AsgiReply] = Deadlines(GRACE_S, AsgiReply.start_watching)
+        self._new: set[AsgiReply] = set()
+        self._old: set[AsgiReply] = set()
         self._tasks = Tasks()
         self._ticker = Ticker()
-        self._ticker.add(self.young.sweep)
+        self._ticker.add(self._sweep)
 
-    def start(self) -> None:
-        """Needs a running event loop. Idempotent."""
+    def expect(self, reply: AsgiReply) -> None:
         self._ticker.start()
+        self._new.add(reply)
+
+    def forget(self, reply: AsgiReply) -> None:
+        self._new.discard(reply)
+        self._old.discard(reply)
 
     def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.spawn(coro)
@@ -65,6 +66,11 @@ class Watchers:
     async def aclose(self) -> None:
         self._ticker.stop()
         await self._tasks.aclose()
+
+    def _sweep(self, _at_s: float) -> None:
+        old, self._old, self._new = self._old, self._new, set()
+        for reply in old:
+            reply.start_watching()
 
 
 class AsgiReply:
@@ -133,8 +139,8 @@ class AsgiReply:
     async def run(self, conversation: Conversation) -> None:
         """Send until the answer has ended or the client is gone. Raises BrokenAnswer."""
         self._conversation = conversation
-        young = self._watchers.young
-        young.arm(self)
+        watchers = self._watchers
+        watchers.expect(self)
         is_complete = False
         try:
             while not is_complete and not self._is_gone:
@@ -149,7 +155,7 @@ class AsgiReply:
         except OSError:
             pass  # ASGI 2.4: the client is gone, and ``send`` says so
         finally:
-            young.disarm(self)
+            watchers.forget(self)
             if self._watcher is not None:
                 self._watcher.cancel()
             if not is_complete:
@@ -178,7 +184,7 @@ class AsgiReply:
 
     def start_watching(self) -> None:
         if self._watcher is None:
-            self._watchers.young.disarm(self)
+            self._watchers.forget(self)
             self._watcher = self._watchers.spawn(self._watch())
 
     async def _watch(self) -> None:

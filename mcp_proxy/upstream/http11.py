@@ -163,11 +163,10 @@ class _Dial:
         except TimeoutError:
             self.fail("timeout", "connect timed out")
         except OSError as error:
-            kind = "exhausted" if _is_our_fault(error) else "refused"
-            self.fail(kind, f"cannot connect: {error.strerror or type(error).__name__}")
+            self.fail(_kind_of(error), f"cannot connect: {error.strerror or type(error).__name__}")
         except Exception as error:
             # A host name that IDNA refuses, for one. Whatever it is, somebody waits.
-            self.fail("refused", f"cannot connect: {type(error).__name__}")
+            self.fail("unresolved", f"cannot connect: {type(error).__name__}")
         else:
             outgoing, receiver = self._outgoing, self._receiver
             assert outgoing is not None
@@ -208,8 +207,8 @@ class _Dial:
         return receiver
 
 
-def _is_our_fault(error: OSError) -> bool:
-    """This process is out of file descriptors; the resolver reports that as EAI_SYSTEM."""
+def _kind_of(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_SYSTEM
-    return error.errno in (errno.EMFILE, errno.ENFILE)
+        # EAI_SYSTEM: the resolver could not open a socket
+        return "exhausted" if error.errno == socket.EAI_SYSTEM else "unresolved"
+    return "exhausted" if error.errno in (errno.EMFILE, errno.ENFILE) else "refused"

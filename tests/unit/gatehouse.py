@@ -145,13 +145,14 @@ class Gatehouse:
         external_url: str | None = None,
         authorization: bytes | None = None,
         lost_after_s: float = 10.0,
+        pool: type[Pool] = Pool,
     ) -> None:
         self.journal = Journal()
         self.attempts: list[Attempt] = []
         self.tasks = Tasks()
         self.backends = [Backend(f"backend{number}.example", 8000, b"/mcp") for number in range(backends)]
         self.transports = {backend.id: ScriptedTransport(backend.id, self.attempts) for backend in self.backends}
-        self.pool = Pool(
+        self.pool = pool(
             "pool",
             self.backends,
             self.transports,

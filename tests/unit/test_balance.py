@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_proxy.backends import AVOID_S, Backend, Balance
@@ -141,6 +141,7 @@ def test_the_turns_of_a_missing_backend_are_shared(balance: Balance) -> None:
     assert Counter(chosen(balance, backends, 30)) == {"b": 15, "c": 15}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_whoever_is_chosen_is_one_of_them_and_was_not_tried(data: st.DataObject) -> None:
     backends = [
@@ -195,6 +196,7 @@ def test_fewest_per_weight_with_the_one_to_come_first_sessions_then_in_flight_th
     assert set(chosen(LeastSessions(), backends[::-1], 4)) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 40))
 def test_sessions_spread_in_proportion_to_weight(weights: list[int], rounds: int) -> None:
     backends = [make(f"b{number}", weight=weight) for number, weight in enumerate(weights)]
@@ -219,6 +221,7 @@ def test_idle_backends_take_turns_by_weight() -> None:
 # --- round robin ----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 4))
 def test_each_round_gives_every_backend_as_many_turns_as_its_weight(weights: list[int], rounds: int) -> None:
     backends = [make(f"b{number}", weight=weight) for number, weight in enumerate(weights)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_proxy.policy.origin import OriginGuard, cors_headers, is_loopback, preflight_headers
@@ -251,6 +251,7 @@ def test_external_url_may_have_a_port_and_an_address() -> None:
     assert guard.judge_host(b"[2001:DB8::1]:8080") is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_origin_gets_a_verdict(origin: bytes) -> None:
     assert not BARE.allows_origin(origin)

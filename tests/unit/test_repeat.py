@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httptools
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mcp_proxy.repeat import RepeatedHead
@@ -123,6 +123,7 @@ _lines = st.lists(st.tuples(_names, _values).map(lambda pair: b"%b: %b\r\n" % pa
 _spelling = st.sampled_from([b"content-length: ", b"Content-Length:", b"CONTENT-LENGTH:\t "])
 
 
+@settings(deadline=None)
 @given(
     _lines,
     _spelling,

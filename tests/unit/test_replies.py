@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mcp_proxy
@@ -117,6 +117,7 @@ def test_the_id_is_never_left_out() -> None:
     assert b'"id":null,' in render(Rejection("parse_error"))[2]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_detail_is_quoted_and_an_empty_one_left_out(detail: str) -> None:
     detail = detail.encode("utf-8", "replace").decode()

@@ -170,6 +170,37 @@ async def test_the_listening_stream_of_a_session_ends_cleanly_whatever_happens(r
     assert (answer.status, answer.body, answer.framing) == (200, event(1), "clean")
 
 
+LISTENING = {
+    "events with a length": (200, "text/event-stream", "Content-Length: 100", b"data: 1\n\n"),
+    "long error with a length": (500, "application/json", "Content-Length: 100000", b"x" * 80_000),
+    "long error in chunks": (500, "application/json", "Transfer-Encoding: chunked", chunk(b"x" * 80_000)),
+}
+
+
+@pytest.mark.parametrize("case_", LISTENING.values(), ids=LISTENING.keys())
+async def test_a_listening_answer_that_only_a_cut_can_show_as_broken_is_cut(
+    rig: Rig, case_: tuple[int, str, str, bytes]
+) -> None:
+    """A clean end is for streams without a length: behind fewer bytes than announced, the next answer
+    on the connection would be read as the rest of this one."""
+    status, media, framing, body = case_
+
+    async def half(request: Seen, conn: Conn) -> None:
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: {media}\r\n{framing}\r\n\r\n"
+        await conn.send_apart([head.encode(), body])
+        conn.close()
+
+    client = await rig.client()
+    rig.script(McpServer())
+    session = await rig.session(client)
+    rig.script(half)
+    answer = await client.ask(get(session), "GET")
+    rig.backend.take_one()
+
+    assert answer.status == status
+    assert answer.framing in ("truncated", "reset")
+
+
 # -- S5 ----------------------------------------------------------------------------------------
 
 

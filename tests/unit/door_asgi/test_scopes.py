@@ -12,83 +12,8 @@ from mcp_proxy.downstream.asgi import AsgiDoor
 from mcp_proxy.errors import StartupError
 from mcp_proxy.wire import Handler
 from tests.tools import PATIENCE_S
+from tests.unit.door_asgi.direct import Messages, Server
 from tests.unit.doorway import ScriptedHandler, Served
-
-Messages = list[dict[str, Any]]
-
-
-class Server:
-    """An ASGI server with one request. ``received`` are its messages; the last repeats when the
-    client has ``left``."""
-
-    def __init__(self, *received: dict[str, Any], **scope: Any) -> None:
-        self.scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "https",
-            "path": "/mcp",
-            "raw_path": b"/mcp",
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(b"host", b"a"), (b"content-length", b"2")],
-            "client": ("192.0.2.1", 5),
-        } | scope
-        self.received = list(received or [{"type": "http.request", "body": b"{}"}])
-        self.sent: Messages = []
-        self.left = asyncio.Event()
-        self.send_error: Exception | None = None
-
-    async def receive(self) -> dict[str, Any]:
-        if self.received:
-            return self.received.pop(0)
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        if self.send_error is not None:
-            raise self.send_error
-        self.sent.append(message)
-
-    async def run(self, app: Any) -> Messages:
-        async with asyncio.timeout(PATIENCE_S):
-            await app(self.scope, self.receive, self.send)
-        return self.sent
-
-
-@pytest.mark.parametrize(
-    ("path", "raw_path", "root_path", "query", "target"),
-    [
-        ("/mcp", b"/mcp", "", b"", b"/mcp"),
-        ("/mcp", b"/mcp", "", b"a=%zz", b"/mcp?a=%zz"),
-        ("/x/mcp", b"/x/mcp", "/x", b"", b"/mcp"),
-        ("/x/mcp", b"/x/mcp", "/x/", b"", b"/mcp"),
-        ("/mcp", b"/mcp", "/x", b"", b"/mcp"),
-        ("/xy/mcp", b"/xy/mcp", "/x", b"", b"/xy/mcp"),
-        ("/x/mcp", b"/%78/mcp", "/x", b"", b"/%78/mcp"),
-        ("/ü/mcp", b"/%C3%BC/mcp", "/ü", b"", b"/mcp"),
-        ("/a b/mcp", None, "", b"q", b"/a%20b/mcp?q"),
-        ("/x/m@p;v=1", None, "/x", b"", b"/m@p;v=1"),
-    ],
-    ids=str,
-)
-async def test_the_target_is_what_stands_behind_the_root_path(
-    door: AsgiDoor,
-    handler: ScriptedHandler,
-    path: str,
-    raw_path: bytes | None,
-    root_path: str,
-    query: bytes,
-    target: bytes,
-) -> None:
-    server = Server(path=path, root_path=root_path, query_string=query)
-    if raw_path is None:
-        del server.scope["raw_path"]
-    else:
-        server.scope["raw_path"] = raw_path
-    await server.run(door)
-    assert handler.served[0].request.target == target
 
 
 async def test_peer_and_scheme_come_from_the_scope(door: AsgiDoor, handler: ScriptedHandler) -> None:
