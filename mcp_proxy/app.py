@@ -210,7 +210,7 @@ class Service:
         return GaugeSnapshot(
             inflight=len(self.gateway.live),
             open_streams={name: pool.streams for name, pool in self.pools.items()},
-            sessions={name: self.gateway.store.count(name) for name in self.pools},
+            sessions={name: self.gateway.keeper.store.count(name) for name in self.pools},
             backends=[
                 (name, backend.id, backend.unreachable_since_s is None)
                 for name, pool in self.pools.items()

@@ -233,6 +233,16 @@ class Exchange:
         self._reply.answer(status, headers, body)
         self._finish(fault, phase)
 
+    def give_up(self) -> None:
+        """End, in whatever state, because of a bug."""
+        if self.state is State.RELAYING:
+            self._drop_call()
+            self._close()
+            self._reply.abort()
+            self._finish(Fault.PROXY, Phase.BODY)
+        elif self.state is not State.DONE:
+            self.refuse(Rejection("internal_error", id=self.id))
+
     # --- Conversation: called by the door --------------------------------------------
 
     def pause(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -19,10 +19,11 @@ from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import EnvelopeError, parse
-from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
+from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import Facts, is_session_id, read_facts
+from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import render
@@ -74,7 +75,7 @@ class Gateway:
         """Streams open or being opened, all pools."""
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
         self.pools = pools
-        self.store = store
+        self.keeper = SessionKeeper(store, tasks, meters, self._crashed)
         self._porter = porter
         self._forwarder = forwarder
         self._tasks = tasks
@@ -141,31 +142,12 @@ class Gateway:
         if key is None:
             exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
             return
-        try:
-            found = self.store.get(key)
-        except StoreError as error:
-            self._store_failed(exchange, "get", error)
-            return
-        if found is None or type(found) is SessionRecord:
-            self._route_session(exchange, found)
-        else:
-            assert isinstance(found, Awaitable)
-            exchange.pending = self._tasks.spawn(self._route_cold(exchange, found))
-
-    async def _route_cold(self, exchange: Exchange, lookup: Awaitable[SessionRecord | None]) -> None:
-        try:
-            found = await lookup
-        except StoreError as error:
-            self._store_failed(exchange, "get", error)
-        else:
-            exchange.pending = None
-            self._route_session(exchange, found)
+        self.keeper.find(exchange, key, self._route_session)
 
     def _route_session(self, exchange: Exchange, record: SessionRecord | None) -> None:
         """Send to the owner of the session; the answer to "no owner" is in one place."""
         assert exchange.key is not None
         pool = exchange.pool
-        self._meters.lookup(self.store.name, "miss" if record is None else "hit")
         if record is None:
             if pool.is_stateless and exchange.envelope is not None:
                 exchange.plan = LEGACY_ANYWHERE
@@ -185,23 +167,11 @@ class Gateway:
 
     def _session_lost(self, exchange: Exchange, key: SessionKey) -> None:
         """The owner is gone for good: 404 makes the client start again; a DELETE is done."""
-        self._end_session(key)
+        self.keeper.end(key)
         if exchange.plan is not None and exchange.plan.ends_session:
             exchange.answer(204, [], b"")
         else:
             exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.BACKEND)
-
-    def _end_session(self, key: SessionKey) -> None:
-        deletion = self.store.delete(key)
-        if deletion is not None:
-            self._tasks.spawn(self._delete_cold(deletion))
-
-    async def _delete_cold(self, deletion: Awaitable[None]) -> None:
-        try:
-            await deletion
-        except StoreError as error:
-            logger.warning("session registry: delete failed: %s", error)
-            self._meters.store_error("delete")
 
     # --- send ------------------------------------------------------------------------
 
@@ -232,6 +202,12 @@ class Gateway:
     # --- Director: relay -------------------------------------------------------------
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
+        try:
+            self._judge_head(exchange, status, headers, length)
+        except Exception:
+            self._crashed(exchange)
+
+    def _judge_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
         assert plan is not None
         assert backend is not None
@@ -274,12 +250,17 @@ class Gateway:
         if is_new:
             pool.learn_sessions(session_id is not None)
             if session_id is not None:
-                self._learn(exchange, session_id, status, headers, length)
+                key = SessionKey(pool.name, session_id)
+                if is_session_id(session_id):
+                    self.keeper.learn(exchange, key, status, headers, length)
+                else:
+                    detail = "the backend issued an illegal session id"
+                    exchange.refuse(Rejection("upstream_invalid", detail, exchange.id), Fault.BACKEND)
                 return
         elif plan.aim is Aim.SESSION and (status == 404 or (plan.ends_session and 200 <= status < 300)):
             # Its owner ended it or does not know it any more.
             assert exchange.key is not None
-            self._end_session(exchange.key)
+            self.keeper.end(exchange.key)
         exchange.relay(status, headers, length)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> bool:
@@ -288,50 +269,6 @@ class Gateway:
         if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
             return False
         return pool.has_other(exchange.tried)
-
-    def _learn(
-        self, exchange: Exchange, session_id: bytes, status: int, headers: Fields, length: int | None
-    ) -> None:
-        """Write the session down before the head of the ``initialize`` answer leaves."""
-        if not is_session_id(session_id):
-            exchange.refuse(
-                Rejection("upstream_invalid", "the backend issued an illegal session id", exchange.id)
-            )
-            return
-        assert exchange.backend is not None
-        exchange.key = SessionKey(exchange.admission.pool, session_id)
-        exchange.store(status, headers, length)
-        try:
-            created = self.store.create(exchange.key, SessionRecord(exchange.backend.id))
-        except StoreError as error:
-            self._store_failed(exchange, "create", error)
-            return
-        if isinstance(created, bool):
-            self._learnt(exchange, created)
-        else:
-            # Not ``pending``: a client that leaves must not interrupt it half done.
-            self._tasks.spawn(self._learn_cold(exchange, created))
-
-    async def _learn_cold(self, exchange: Exchange, creation: Awaitable[bool]) -> None:
-        try:
-            created = await creation
-        except StoreError as error:
-            if exchange.state is not State.DONE:
-                self._store_failed(exchange, "create", error)
-        else:
-            self._learnt(exchange, created)
-
-    def _learnt(self, exchange: Exchange, created: bool) -> None:
-        if created:
-            assert exchange.backend is not None
-            exchange.backend.sessions += 1
-            if exchange.state is State.STORING:
-                exchange.stored()
-            elif exchange.key is not None:  # nobody was told the id
-                self._end_session(exchange.key)
-        elif exchange.state is State.STORING:
-            logger.error("backend %s issued a session id that exists already", exchange.backend)
-            exchange.refuse(Rejection("session_conflict", id=exchange.id), Fault.BACKEND)
 
     def forget(self, key: SessionKey, record: SessionRecord) -> None:
         """A session record went; for the registry's ``on_forget``."""
@@ -342,6 +279,12 @@ class Gateway:
     # --- Director: failures ----------------------------------------------------------
 
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
+        try:
+            self._judge_error(exchange, error)
+        except Exception:
+            self._crashed(exchange)
+
+    def _judge_error(self, exchange: Exchange, error: UpstreamError) -> None:
         plan, backend = exchange.plan, exchange.backend
         assert plan is not None
         assert backend is not None
@@ -380,10 +323,17 @@ class Gateway:
             exchange.pin_retries += 1
             exchange.retreat()
             exchange.pending = asyncio.get_running_loop().call_later(
-                pause_s, self._send, exchange, pool, backend
+                pause_s, self._resend, exchange, pool, backend
             )
         else:
             self._give_up(exchange, error)
+
+    def _resend(self, exchange: Exchange, pool: Pool, backend: Backend) -> None:
+        exchange.pending = None
+        try:
+            self._send(exchange, pool, backend)
+        except Exception:
+            self._crashed(exchange)
 
     def _give_up(self, exchange: Exchange, error: UpstreamError) -> None:
         if error.kind == "exhausted":
@@ -400,20 +350,10 @@ class Gateway:
             exchange.cancel_attempt()
             self.on_error(exchange, UpstreamError(Phase.HEAD, "timeout", "slow", sent=True))
 
-    def _store_failed(self, exchange: Exchange, operation: str, error: StoreError) -> None:
-        """Cannot tell is 503, never 404: a 404 would make the client drop its session."""
-        logger.warning("session registry: %s failed: %s", operation, error)
-        self._meters.store_error(operation)
-        if operation == "get":
-            self._meters.lookup(self.store.name, "error")
-        exchange.pending = None
-        exchange.refuse(Rejection("store_unavailable", id=exchange.id))
-
     def _crashed(self, exchange: Exchange) -> None:
-        """A bug of ours ends one exchange, not the connection loop."""
+        """A bug of ours ends one exchange, visibly, and nothing else."""
         logger.exception("internal error")
-        if exchange.state in (State.ROUTING, State.WAITING, State.STORING, State.HOLDING):
-            exchange.refuse(Rejection("internal_error", id=exchange.id))
+        exchange.give_up()
 
     # --- record ----------------------------------------------------------------------
 
@@ -424,7 +364,7 @@ class Gateway:
         exchange.backend.streams += 1
         exchange.streams_from = exchange.backend
         if exchange.key is not None:
-            self.store.hold(exchange.key)
+            self.keeper.store.hold(exchange.key)
         self._meters.stream_opened(pool.name)
 
     def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
@@ -434,7 +374,7 @@ class Gateway:
             pool.streams -= 1
             exchange.streams_from.streams -= 1
             if exchange.key is not None:
-                self.store.release(exchange.key)
+                self.keeper.store.release(exchange.key)
             self._meters.stream_closed(pool.name, CLOSE_REASONS[fault])
         if exchange.counts_as_stream:
             self.streams -= 1
@@ -443,8 +383,11 @@ class Gateway:
         self._recorder.finished(exchange, fault, phase)
 
     def sweep(self, at_s: float) -> None:
-        """Fire due deadlines; a job for the Ticker."""
+        """Fire due deadlines, look for absent backends; a job for the Ticker."""
         self.discover_due.sweep(at_s)
+        for pool in self.pools.values():
+            for backend in pool.absent(at_s):
+                self._tasks.spawn(pool.probe(backend))
 
     async def aclose(self) -> None:
         """End every exchange, then every connection. Idempotent."""
@@ -453,7 +396,7 @@ class Gateway:
         await self._tasks.aclose()
         for pool in self.pools.values():
             await pool.aclose()
-        await self.store.aclose()
+        await self.keeper.store.aclose()
 
 
 _FAULTS: Final = {"timeout": Fault.TIMEOUT, "exhausted": Fault.PROXY}

@@ -1,6 +1,6 @@
 """A pool at run time: interchangeable backends, the transport to each, and who is next.
 
-Rules of this file: no I/O of its own; what a pool has learnt (stateless or not) lives here.
+Rules of this file: no I/O but through the transports; what a pool has learnt (stateless or not) lives here.
 """
 
 from __future__ import annotations
@@ -55,11 +55,7 @@ class Pool:
 
     def next(self, tried: Sequence[str] = ()) -> Backend | None:
         """The backend for a request that no session binds, other than those tried."""
-        at_s = clock.now()
-        backend = self._balance.choose(self.backends, tried, at_s)
-        if backend is not None and backend.unreachable_since_s is not None:
-            backend.avoid_until_s = at_s + AVOID_S  # one request probes it, the others go elsewhere
-        return backend
+        return self._balance.choose(self.backends, tried, clock.now())
 
     def has_other(self, tried: Sequence[str]) -> bool:
         """``next(tried)`` would find a backend."""
@@ -72,8 +68,26 @@ class Pool:
         self.is_stateless = not self._is_stateful
 
     def refused(self, backend: Backend) -> None:
-        """A connect failed. Within twice ``lost_after`` the next failure continues it."""
-        backend.refused(clock.now(), 2 * self.lost_after_s)
+        """A connect failed."""
+        backend.refused(clock.now())
+
+    def absent(self, at_s: float) -> list[Backend]:
+        """Unreachable backends that it is time to look for. Looking keeps the absence a fact
+        when there is no traffic, and ends it as soon as the backend is back."""
+        absent = [
+            backend
+            for backend in self.backends
+            if backend.unreachable_since_s is not None and backend.avoid_until_s <= at_s
+        ]
+        for backend in absent:
+            backend.avoid_until_s = at_s + AVOID_S
+        return absent
+
+    async def probe(self, backend: Backend) -> None:
+        if await self.transport(backend).probe():
+            backend.reached()
+        else:
+            backend.refused(clock.now())
 
     def is_lost(self, backend: Backend) -> bool:
         """Unreachable for so long that its sessions are over."""

@@ -9,14 +9,13 @@ from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 AVOID_S: Final = 2.0
-"""After a failed connect a backend is tried last for so long; then one request may probe it."""
+"""After a failed connect a backend is tried last for so long; then a probe looks for it."""
 
 
 class Backend:
     """One replica of a pool. Mutable counters, identity fixed."""
 
     __slots__ = (
-        "_refused_s",
         "avoid_until_s", "host", "id", "inflight", "origin", "path", "port", "sessions", "streams", "tls",
         "unreachable_since_s", "weight",
     )  # fmt: skip
@@ -35,7 +34,6 @@ class Backend:
         self.streams = 0
         self.unreachable_since_s: float | None = None
         """``clock.now()`` of the first connect failure since the last success."""
-        self._refused_s = 0.0
         self.avoid_until_s = 0.0
         """Until then other backends are preferred: its last connect failed."""
 
@@ -44,12 +42,10 @@ class Backend:
         self.unreachable_since_s = None
         self.avoid_until_s = 0.0
 
-    def refused(self, at_s: float, gap_s: float) -> None:
-        """A connect failed at ``at_s``. Two failures more than ``gap_s`` apart say nothing
-        about the time between them: the absence counts from the second."""
-        if self.unreachable_since_s is None or at_s - self._refused_s > gap_s:
+    def refused(self, at_s: float) -> None:
+        """A connect failed at ``at_s``."""
+        if self.unreachable_since_s is None:
             self.unreachable_since_s = at_s
-        self._refused_s = at_s
         self.avoid_until_s = at_s + AVOID_S
 
     def __repr__(self) -> str:

@@ -97,6 +97,14 @@ class Http11Transport:
         self._open.add(connection)
         return connection
 
+    async def probe(self) -> bool:
+        try:
+            connection = await self.dial()
+        except Exception:
+            return False
+        connection.close()
+        return True
+
     def sweep(self, at_s: float) -> None:
         """Fire due timeouts; a job for the Ticker."""
         self._idle.sweep(at_s)

@@ -87,6 +87,18 @@ class HttpxTransport:
         call.task.add_done_callback(call.forget)
         return call
 
+    async def probe(self) -> bool:
+        """Of an egress proxy, if there is one: that is where connections go."""
+        url = self.url if self._proxy is None else self._proxy.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                _, writer = await asyncio.open_connection(url.host, port)
+        except Exception:
+            return False
+        writer.transport.abort()
+        return True
+
     def sweep(self, at_s: float) -> None:
         """Fire due timeouts; a job for the Ticker."""
         self.head_due.sweep(at_s)

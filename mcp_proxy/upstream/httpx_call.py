@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import socket
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -272,7 +273,7 @@ def _judge(error: Exception) -> tuple[str, str]:
     name = type(error).__name__
     if isinstance(error, httpx2.TimeoutException):
         return "timeout", f"{name} at the backend"
-    if isinstance(error, httpx2.ConnectError) and _is_exhausted(error):
+    if isinstance(error, httpx2.ConnectError) and _is_exhausted():
         return "exhausted", "no file descriptors left"
     if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
         return "refused", f"cannot connect: {error}"
@@ -283,13 +284,11 @@ def _judge(error: Exception) -> tuple[str, str]:
     return "invalid", f"the exchange broke the protocol ({name})"
 
 
-def _is_exhausted(error: BaseException | None) -> bool:
-    """Whether this process ran out of file descriptors. httpcore2 re-raises ``from None``, which
-    leaves the context; anyio groups the failures of several addresses."""
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            return any(map(_is_exhausted, error.exceptions))
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return True
-        error = error.__cause__ or error.__context__
+def _is_exhausted() -> bool:
+    """Whether this process is out of file descriptors. Asked of the system: what is left of the
+    cause in the library's exceptions depends on how many addresses a name has."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
     return False

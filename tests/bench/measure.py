@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,9 @@ class Instance(NamedTuple):
 
     def cpu_ns(self) -> int:
         return 0 if self.process is None else self.process.cpu_ns()
+
+    def rss_bytes(self) -> int:
+        return 0 if self.process is None else self.process.rss_bytes()
 
 
 class Bench:
@@ -97,8 +101,8 @@ class Bench:
     def _excluding(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (BenchError, OSError) as error:
-            self.failed[name] = str(error)
+        except (BenchError, OSError, HTTPException) as error:
+            self.failed[name] = str(error) or type(error).__name__
             self._say(f"{name}: {error}")
 
     def _rounds(
@@ -142,6 +146,7 @@ class Bench:
 
     def _call_numbers(self, calls: load.CallLoad, instance: Instance, backend: Process) -> Numbers:
         calls.run(WARM_S)
+        rss = instance.rss_bytes()
         before = (instance.cpu_ns(), backend.cpu_ns(), time.process_time_ns())
         result = calls.run(self.options.seconds)
         after = (instance.cpu_ns(), backend.cpu_ns(), time.process_time_ns())
@@ -156,6 +161,8 @@ class Bench:
             "busy": proxy_us * len(result.latencies_s) / 1e6 / result.elapsed_s,
             "backend_cpu_us": backend_us,
             "load_cpu_us": load_us,
+            # Near 0, or something is kept per call.
+            "rss_bytes_per_call": (instance.rss_bytes() - rss) / len(result.latencies_s),
         }
 
     def _events(self, instance: Instance, backend: Process) -> Numbers:

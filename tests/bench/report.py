@@ -72,6 +72,7 @@ TABLES = (
             Column("CPU us/call", "cpu_us", "{:.1f}"),
             Column("x nginx", "cpu_us", "{:.2f}", True),
             Column("calls/s", "per_s", "{:,.0f}"),
+            Column("RSS B/call", "rss_bytes_per_call", "{:.0f}"),
         ),
     ),
     Table(

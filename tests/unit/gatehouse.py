@@ -102,12 +102,16 @@ class SlowStore:
         """Nothing to close."""
 
     async def answer(self, value: object) -> None:
-        """Resolve the oldest question."""
-        self.asked.pop(0)[2].set_result(value)
+        """Resolve the oldest question, if somebody still waits."""
+        future = self.asked.pop(0)[2]
+        if not future.done():
+            future.set_result(value)
         await settle()
 
     async def fail(self, error: Exception) -> None:
-        self.asked.pop(0)[2].set_exception(error)
+        future = self.asked.pop(0)[2]
+        if not future.done():
+            future.set_exception(error)
         await settle()
 
 

@@ -319,7 +319,7 @@ async def test_a_client_that_leaves_during_that_moment_ends_it() -> None:
 async def lost(house: Gatehouse, method: bytes) -> Client:
     owner = house.find(house.open_session())
     for ago_s in (10.1, 5.0, 0.5):
-        owner.refused(clock.now() - ago_s)
+        owner.refused(clock.now() - ago_s, gap_s=20.0)
     client = house.ask(legacy("ping") if method == b"POST" else b"", (b"mcp-session-id", b"s1"), method=method)
     house.take().fail("refused")
     return client
@@ -348,10 +348,9 @@ async def test_the_delete_of_a_lost_session_is_done() -> None:
 async def test_two_failures_long_apart_are_not_a_long_failure() -> None:
     """Nothing is known about the time between them: the first after a long quiet one is a restart
     like any other, and the client must not lose its session for it."""
-    # BUGS.md G3
     house = Gatehouse(2)
     owner = house.find(house.open_session())
-    owner.refused(clock.now() - 3600)
+    owner.refused(clock.now() - 3600, gap_s=20.0)
     client = house.call()
     house.attempts[0].fail("refused")
     assert client.verdict != (404, "session_not_found")

@@ -84,7 +84,7 @@ def test_the_next_backend_is_one_that_was_not_tried() -> None:
 
 def test_a_backend_that_was_just_refused_comes_last() -> None:
     pool, _ = make()
-    A.refused(clock.now())
+    pool.refused(A)
 
     assert {pool.next() for _ in range(3)} == {B}
     assert pool.next([B.id]) is A
@@ -92,7 +92,7 @@ def test_a_backend_that_was_just_refused_comes_last() -> None:
 
 def test_one_request_probes_a_backend_that_was_unreachable_and_others_go_elsewhere() -> None:
     pool, _ = make()
-    A.refused(clock.now() - 60.0)
+    A.refused(clock.now() - 60.0, 0.0)
 
     assert [pool.next() for _ in range(6)].count(A) == 1
     A.reached()
@@ -125,15 +125,24 @@ def test_one_session_id_settles_that_the_backends_keep_sessions(
     assert pool.is_stateless is is_stateless
 
 
-@pytest.mark.parametrize(("lost_after_s", "is_lost"), [(3600.0, False), (60.0, True), (30.0, True)])
+@pytest.mark.parametrize(("lost_after_s", "is_lost"), [(3600.0, False), (45.0, True), (30.0, True)])
 def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float, is_lost: bool) -> None:
     pool, _ = make(lost_after_s=lost_after_s)
-    A.refused(clock.now() - 60.0)
-    A.refused(clock.now())
+    A.refused(clock.now() - 45.0, 2 * lost_after_s)
+    pool.refused(A)
 
     assert pool.is_lost(A) is is_lost
     assert not pool.is_lost(B)
     A.reached()
+    assert not pool.is_lost(A)
+
+
+def test_two_failures_far_apart_say_nothing_about_the_time_between() -> None:
+    pool, _ = make(lost_after_s=10.0)
+    A.refused(clock.now() - 60.0, 20.0)
+
+    pool.refused(A)
+
     assert not pool.is_lost(A)
 
 

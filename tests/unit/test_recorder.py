@@ -120,6 +120,13 @@ def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
     assert (record.http_method, record.status, record.upstream_s, record.attempts) == ("GET", 0, 0.0, 0)
 
 
+def test_no_time_was_spent_waiting_for_a_head_that_never_came() -> None:
+    made = served()
+    made.head_s = 0.0
+
+    assert recorded(made).upstream_s == 0.0
+
+
 def test_a_get_has_an_era_but_no_message() -> None:
     made = exchange(b"GET")
     plan = plan_get(made.admission.head)

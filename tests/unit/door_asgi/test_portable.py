@@ -25,8 +25,10 @@ from tests.unit.doorway import chunked
 
 ROOT = Path(__file__).parents[3]
 APP = "mcp_proxy.asgi:app"
+HARDENED = "mcp_proxy.downstream.http11:Http11Protocol"
 COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "uvicorn": lambda port: ["uvicorn", "--port", str(port), APP],
+    "uvicorn, hardened": lambda port: ["uvicorn", "--port", str(port), "--http", HARDENED, APP],
     "granian": lambda port: ["granian", "--interface", "asgi", "--port", str(port), APP],
     "hypercorn": lambda port: ["hypercorn", "--bind", f"127.0.0.1:{port}", APP],
 }

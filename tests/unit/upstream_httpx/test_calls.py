@@ -90,7 +90,12 @@ async def test_a_refused_connection_has_sent_nothing(backend: Backend, send: Sen
     assert (await send().over()).verdict == ("CONNECT", "refused", False, False)
 
 
-async def test_a_process_without_descriptors_does_not_blame_the_backend(backend: Backend, send: Send) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_process_without_descriptors_does_not_blame_the_backend(
+    backend: Backend, tasks: Tasks, host: str
+) -> None:
+    transport = HttpxTransport(origin=f"http://{host}:{backend.port}", tasks=tasks)
+    receiver = RecordingReceiver()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
     os.close(free)
