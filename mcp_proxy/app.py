@@ -28,7 +28,7 @@ from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
-from mcp_proxy.recorder import Recorder
+from mcp_proxy.recorder import BATCH, Recorder
 from mcp_proxy.sessions import SessionKey, SessionRecord
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.tasks import Tasks
@@ -67,7 +67,8 @@ class Service:
         sinks: list[Sink] = [self._metrics]
         if self.access_log is not None:
             sinks.append(self.access_log)
-            self._ticker.add(self.access_log.tick)
+        self._recorder = Recorder(sinks, batch=BATCH)
+        self._ticker.add(self._flush)
         connections = connections_for(current_fd_limit())
         forwarder = Forwarder(config.trusted_proxies)
         guard = OriginGuard(config.listen.host, config.external_url)
@@ -81,7 +82,7 @@ class Service:
             pools=self.pools,
             store=store,
             tasks=self._tasks,
-            recorder=Recorder(sinks),
+            recorder=self._recorder,
             meters=self._metrics,
             body_limit=config.limits.body,
             json_hold=config.limits.json_hold,
@@ -99,12 +100,19 @@ class Service:
         self.door = AsgiDoor(self.gateway, on_startup=self.start, on_shutdown=self.aclose)
         self.door.http11 = self._settings
 
+    def _flush(self, at_s: float) -> None:
+        """Records to their sinks, access lines to their file."""
+        self._recorder.flush()
+        if self.access_log is not None:
+            self.access_log.tick(at_s)
+
     async def start(self) -> None:
         self._ticker.start()
 
     async def aclose(self) -> None:
         await self.gateway.aclose()
         self._ticker.stop()
+        self._recorder.flush()
         if self.access_log is not None:
             self.access_log.close()
 
@@ -113,6 +121,7 @@ class Service:
         self.is_draining = True
 
     def reopen_logs(self) -> None:
+        self._recorder.flush()
         if self.access_log is not None:
             self.access_log.reopen()
 
@@ -186,6 +195,7 @@ class Service:
 
     def status(self) -> Status:
         limits = self.config.limits
+        self._recorder.flush()
         return Status(
             version=__version__,
             uptime_s=round(clock.now() - self._started_s, 3),
@@ -204,6 +214,7 @@ class Service:
         )
 
     def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
+        self._recorder.flush()
         return self._metrics.render(accept) if self.config.telemetry.metrics else None
 
     def _gauges(self) -> GaugeSnapshot:

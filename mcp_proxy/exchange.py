@@ -12,6 +12,7 @@ What to do about a head or a failure is decided by the gateway (``Director``).
 from __future__ import annotations
 
 import asyncio
+import logging
 from enum import Enum
 from typing import Final, Protocol
 
@@ -27,6 +28,8 @@ from mcp_proxy.routing import Plan
 from mcp_proxy.sessions import SessionKey
 from mcp_proxy.upstream import Call, Outgoing, Transport
 from mcp_proxy.wire import Fields, Headers, Rejection, Reply
+
+logger = logging.getLogger("mcp_proxy")
 
 
 class State(Enum):
@@ -87,7 +90,7 @@ class Director(Protocol):
     def on_stream(self, exchange: Exchange) -> None:
         """The head of an event stream is being sent."""
 
-    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+    def on_finish(self, exchange: Exchange) -> None:
         """The exchange has ended; count and record it. Called exactly once."""
 
 
@@ -96,10 +99,10 @@ class Exchange:
 
     __slots__ = (
         "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused",
-        "_reply", "admission", "attempts", "backend", "body", "bytes_in", "bytes_out",
-        "counts_as_stream", "envelope", "finished_s", "head_s", "headers", "is_stream", "key",
-        "pending", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s", "state", "status",
-        "streams_from", "tried",
+        "_reply", "_whole", "admission", "attempts", "backend", "body", "bytes_in", "bytes_out",
+        "counts_as_stream", "envelope", "fault", "finished_s", "head_s", "headers", "is_stream", "key",
+        "pending", "phase", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s", "state",
+        "status", "streams_from", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -135,12 +138,17 @@ class Exchange:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._ended = False
+        self._whole: bytes | None = None
+        """The body, when the response came in one piece."""
         self.is_stream = False
         """The answer is ``text/event-stream``."""
         self.streams_from: Backend | None = None
         """Set while the stream is open and counted."""
         self.reason = ""
         self.bytes_out = 0
+        self.fault = Fault.NONE
+        self.phase = Phase.NONE
+        """Who ended it, and where; valid once it is DONE."""
         # times, by clock.now()
         self.started_s = now()
         self.sent_s = 0.0
@@ -179,12 +187,20 @@ class Exchange:
     def retreat(self) -> None:
         """The attempt came to nothing; another may follow."""
         self._drop_call()
+        self._whole = None
         self._move(State.ROUTING)
         self._leave_backend()
 
     def relay(self, status: int, headers: Headers, length: int | None) -> None:
         """Pass a head on, now or when the body is whole."""
         self.status = status
+        whole = self._whole
+        if whole is not None:
+            self._close()
+            self.bytes_out = len(whole)
+            self._reply.answer(status, headers, whole)
+            self._finish(Fault.NONE, Phase.NONE)
+            return
         self.headers = headers
         self._length = length
         if self.is_stream or (length is not None and length > self._director.json_hold):
@@ -233,8 +249,10 @@ class Exchange:
         self._reply.answer(status, headers, body)
         self._finish(fault, phase)
 
-    def give_up(self) -> None:
-        """End, in whatever state, because of a bug."""
+    def crash(self) -> None:
+        """Called while an exception is handled: a bug of ours, or of a registry, ends this
+        one exchange, visibly, in whatever state it is, and nothing else."""
+        logger.exception("internal error in %r", self)
         if self.state is State.RELAYING:
             self._drop_call()
             self._close()
@@ -279,7 +297,15 @@ class Exchange:
 
     def on_head(self, status: int, headers: Fields, length: int | None) -> None:
         self.head_s = now()
-        self._director.on_head(self, status, headers, length)
+        try:
+            self._director.on_head(self, status, headers, length)
+        except Exception:
+            self.crash()
+
+    def on_whole(self, status: int, headers: Fields, body: bytes) -> None:
+        self._call = None
+        self._whole = body
+        self.on_head(status, headers, len(body))
 
     def on_body(self, chunk: bytes) -> None:
         if self.state is State.RELAYING:
@@ -317,7 +343,10 @@ class Exchange:
         if self.state is State.RELAYING:
             self._break_off(Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND)
         else:
-            self._director.on_error(self, error)
+            try:
+                self._director.on_error(self, error)
+            except Exception:
+                self.crash()
 
     # --- internals -------------------------------------------------------------------
 
@@ -367,4 +396,6 @@ class Exchange:
     def _finish(self, fault: Fault, phase: Phase) -> None:
         """The last call has been made."""
         self.finished_s = now()
-        self._director.on_finish(self, fault, phase)
+        self.fault, self.phase = fault, phase
+        self.body = b""
+        self._director.on_finish(self)

@@ -75,7 +75,7 @@ class Gateway:
         """Streams open or being opened, all pools."""
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
         self.pools = pools
-        self.keeper = SessionKeeper(store, tasks, meters, self._crashed)
+        self.keeper = SessionKeeper(store, tasks, meters)
         self._porter = porter
         self._forwarder = forwarder
         self._tasks = tasks
@@ -101,7 +101,7 @@ class Gateway:
             else:
                 exchange.answer(*preflight(admission.request, admission.head), b"")
         except Exception:
-            self._crashed(exchange)
+            exchange.crash()
         return exchange
 
     def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
@@ -202,12 +202,6 @@ class Gateway:
     # --- Director: relay -------------------------------------------------------------
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
-        try:
-            self._judge_head(exchange, status, headers, length)
-        except Exception:
-            self._crashed(exchange)
-
-    def _judge_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
         assert plan is not None
         assert backend is not None
@@ -279,12 +273,6 @@ class Gateway:
     # --- Director: failures ----------------------------------------------------------
 
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None:
-        try:
-            self._judge_error(exchange, error)
-        except Exception:
-            self._crashed(exchange)
-
-    def _judge_error(self, exchange: Exchange, error: UpstreamError) -> None:
         plan, backend = exchange.plan, exchange.backend
         assert plan is not None
         assert backend is not None
@@ -333,7 +321,7 @@ class Gateway:
         try:
             self._send(exchange, pool, backend)
         except Exception:
-            self._crashed(exchange)
+            exchange.crash()
 
     def _give_up(self, exchange: Exchange, error: UpstreamError) -> None:
         if error.kind == "exhausted":
@@ -350,11 +338,6 @@ class Gateway:
             exchange.cancel_attempt()
             self.on_error(exchange, UpstreamError(Phase.HEAD, "timeout", "slow", sent=True))
 
-    def _crashed(self, exchange: Exchange) -> None:
-        """A bug of ours ends one exchange, visibly, and nothing else."""
-        logger.exception("internal error")
-        exchange.give_up()
-
     # --- record ----------------------------------------------------------------------
 
     def on_stream(self, exchange: Exchange) -> None:
@@ -367,7 +350,7 @@ class Gateway:
             self.keeper.store.hold(exchange.key)
         self._meters.stream_opened(pool.name)
 
-    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+    def on_finish(self, exchange: Exchange) -> None:
         self.live.discard(exchange)
         if exchange.streams_from is not None:
             pool = exchange.pool
@@ -375,12 +358,12 @@ class Gateway:
             exchange.streams_from.streams -= 1
             if exchange.key is not None:
                 self.keeper.store.release(exchange.key)
-            self._meters.stream_closed(pool.name, CLOSE_REASONS[fault])
+            self._meters.stream_closed(pool.name, CLOSE_REASONS[exchange.fault])
         if exchange.counts_as_stream:
             self.streams -= 1
         if exchange.plan is not None and exchange.plan.discover:
             self.discover_due.disarm(exchange)
-        self._recorder.finished(exchange, fault, phase)
+        self._recorder.finished(exchange)
 
     def sweep(self, at_s: float) -> None:
         """Fire due deadlines, look for absent backends; a job for the Ticker."""

@@ -29,15 +29,12 @@ Found = Callable[[Exchange, SessionRecord | None], None]
 
 
 class SessionKeeper:
-    """``crashed`` ends an exchange after a bug, ours or a registry's."""
+    """Owns the dealings with ``store``; the store itself belongs to the gateway's owner."""
 
-    def __init__(
-        self, store: SessionStore, tasks: Tasks, meters: Meters, crashed: Callable[[Exchange], None]
-    ) -> None:
+    def __init__(self, store: SessionStore, tasks: Tasks, meters: Meters) -> None:
         self.store = store
         self._tasks = tasks
         self._meters = meters
-        self._crashed = crashed
 
     # --- who owns it -----------------------------------------------------------------
 
@@ -68,7 +65,7 @@ class SessionKeeper:
             self._failed(exchange, "get", error)
         except Exception:
             exchange.pending = None
-            self._crashed(exchange)
+            exchange.crash()
 
     # --- a new one -------------------------------------------------------------------
 
@@ -96,7 +93,7 @@ class SessionKeeper:
         except StoreError as error:
             self._not_created(exchange, key, error)
         except Exception:
-            self._crashed(exchange)
+            exchange.crash()
 
     def _created(self, exchange: Exchange, key: SessionKey, is_new: bool) -> None:
         assert exchange.backend is not None
@@ -164,6 +161,7 @@ _OF_THE_BODY = frozenset((b"content-type", b"accept", b"mcp-session-id"))
 class _Nobody:
     """Receives an answer that nobody waits for."""
 
+    def on_whole(self, status: int, headers: Fields, body: bytes) -> None: ...
     def on_head(self, status: int, headers: Fields, length: int | None) -> None: ...
     def on_body(self, chunk: bytes) -> None: ...
     def on_end(self) -> None: ...

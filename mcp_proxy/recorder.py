@@ -10,7 +10,9 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
+from mcp_proxy.clock import now
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import plain_address
@@ -38,11 +40,18 @@ _REFUSAL_FAULTS = {
 """Refusals that are not the client's fault."""
 
 
-class Recorder:
-    """Turns ended exchanges into records."""
+BATCH: Final = 64
+"""Exchanges recorded together. A batch runs through the same few lines again and again,
+which costs a third less than to visit them between two requests."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+
+class Recorder:
+    """Turns ended exchanges into records, ``batch`` at a time; ``flush`` does it now."""
+
+    def __init__(self, sinks: Sequence[Sink], *, batch: int = 1) -> None:
         self._sinks = tuple(sinks)
+        self._batch = batch
+        self._ended: list[Exchange] = []
         key = secrets.token_bytes(16)
 
         @lru_cache(maxsize=4096)
@@ -51,22 +60,39 @@ class Recorder:
 
         self._digest = digest
 
-    def finished(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+    def finished(self, exchange: Exchange) -> None:
         """Record an exchange that has just ended."""
+        self._ended.append(exchange)
+        if len(self._ended) >= self._batch:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what has ended so far. A job for the Ticker, and for whoever is about to
+        read a sink."""
+        if not self._ended:
+            return
+        ended, self._ended = self._ended, []
+        wall_s = time.time() - now()
+        for exchange in ended:
+            record = self._describe(exchange, wall_s)
+            for sink in self._sinks:
+                sink.record(record)
+
+    def _describe(self, exchange: Exchange, wall_s: float) -> RequestRecord:
+        """``wall_s``: Unix time at which the clock of the data path was zero."""
         admission = exchange.admission
-        request = admission.request
         plan = exchange.plan
         envelope = exchange.envelope
         backend = exchange.backend
         key = exchange.key
         # _value_: Enum's ``value`` is a property written in Python.
-        record = RequestRecord(
-            time.time(),
+        return RequestRecord(
+            wall_s + exchange.finished_s,
             admission.route,
             admission.pool,
             "" if backend is None else backend.id,
             "" if plan is None else plan.era._value_,
-            _METHODS.get(request.method, "other"),
+            _METHODS.get(admission.request.method, "other"),
             "" if envelope is None else envelope.method,
             "" if envelope is None else envelope.name or "",
             "" if envelope is None else envelope.kind._value_,
@@ -80,11 +106,9 @@ class Recorder:
             exchange.bytes_out,
             exchange.is_stream,
             exchange.attempts,
-            fault,
-            phase,
+            exchange.fault,
+            exchange.phase,
         )
-        for sink in self._sinks:
-            sink.record(record)
 
     def refused(
         self, request: Request, route: str, rejection: Rejection, status: int, bytes_out: int

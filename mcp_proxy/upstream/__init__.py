@@ -31,8 +31,12 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Receiver(Protocol):
-    """Gets the answer. Legal order: ``on_head`` ``on_body``* ``on_end``, or ``on_error`` once at
-    any point. Nothing is called any more after ``Call.cancel``."""
+    """Gets the answer. Legal order: ``on_whole`` | ``on_head`` ``on_body``* ``on_end``, or
+    ``on_error`` once at any point. Nothing is called any more after ``Call.cancel``."""
+
+    def on_whole(self, status: int, headers: Fields, body: bytes) -> None:
+        """A response that arrived in one piece: ``on_head``, ``on_body`` unless it is empty, and
+        ``on_end`` at once. The Call is over when this is called."""
 
     def on_head(self, status: int, headers: Fields, length: int | None) -> None:
         """Final response head (1xx never show up). ``headers`` are end-to-end only, without

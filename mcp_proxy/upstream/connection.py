@@ -199,7 +199,6 @@ class Connection(asyncio.Protocol):
         if repeated is not None and not self._begun and self._state is State.HEAD:
             length = repeated.match(data)
             if length >= 0:
-                self._begun = True
                 self._deliver_whole(repeated, data, length)
                 return
         self._begun = True
@@ -224,17 +223,14 @@ class Connection(asyncio.Protocol):
 
     def _deliver_whole(self, repeated: RepeatedHead[tuple[int, Fields]], data: bytes, length: int) -> None:
         """A response that came in one piece, its head as before."""
-        receiver = self._receiver
+        receiver, self._receiver = self._receiver, None
         assert receiver is not None
-        status, fields = repeated.value
-        self._state = State.BODY
         self._keep_alive = True
-        receiver.on_head(status, fields, length)
-        if self._receiver is receiver:
-            if length:
-                receiver.on_body(data[-length:])
-            if self._receiver is receiver:
-                self._finish()
+        self._settle()
+        status, fields = repeated.value
+        receiver.on_whole(status, fields, data[-length:] if length else b"")
+        if self._state is State.IDLE:
+            self._owner.released(self)
 
     def _read_head(self, data: bytes) -> bytes:
         """Take the head from ``data``; returns what follows it."""
@@ -351,11 +347,18 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """The response is complete: hand over, then decide about reuse."""
         receiver, self._receiver = self._receiver, None
+        self._settle()
+        assert receiver is not None
+        receiver.on_end()
+        if self._state is State.IDLE:
+            self._owner.released(self)
+
+    def _settle(self) -> None:
+        """Get ready for the next request, or close."""
         self._request = None
         if self._paused:
             self.resume()
-        reusable = self._keep_alive and not self._surplus and not self._transport.get_write_buffer_size()
-        if reusable:
+        if self._keep_alive and not self._surplus and not self._transport.get_write_buffer_size():
             self._state = State.IDLE
             self._reused = True
             self.is_complete = self._begun = self._chunked = False
@@ -365,10 +368,6 @@ class Connection(asyncio.Protocol):
             # Not close(): that would go on sending the rest of a request that was answered early.
             self._state = State.CLOSED
             self._transport.abort()
-        assert receiver is not None
-        receiver.on_end()
-        if reusable and self._state is State.IDLE:
-            self._owner.released(self)
 
     # --- httptools callbacks ---------------------------------------------------------
 

@@ -37,7 +37,8 @@ def main() -> int:
     load_before = os.getloadavg()
     bench.run()
     shown = {key: value for key, value in options._asdict().items() if isinstance(value, int | float)}
-    print(report.text(bench.results, candidates.REFERENCE, shown), end="")
+    verdicts = [] if arguments.smoke else report.goals(bench.results, candidates.REFERENCE)
+    print(report.text(bench.results, candidates.REFERENCE, shown, verdicts), end="")
     for name, reason in bench.failed.items():
         print(f"not measured: {name}: {reason}")
     document = {
@@ -52,7 +53,7 @@ def main() -> int:
         "options": shown,
         "reference": candidates.REFERENCE,
         "results": report.summary(bench.results, candidates.REFERENCE),
-        "goals": report.goals(bench.results, candidates.REFERENCE),
+        "goals": verdicts,
         "not_measured": sorted(bench.failed),
     }
     (BUILD / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -80,7 +81,14 @@ def _options(arguments: argparse.Namespace, directory: Path) -> Options:
     streams = min(arguments.streams, file_limit * 2 // 5)
     options = Options(directory, names, file_limit, arguments.rounds, arguments.seconds, streams=streams)
     if arguments.smoke:
-        return options._replace(rounds=1, seconds=0.3, streams=min(streams, 200), flood_mib=16)
+        return options._replace(
+            rounds=1,
+            seconds=0.2,
+            warm_s=0.1,
+            streams=min(streams, 200),
+            flood_mib=16,
+            compares_streams=False,
+        )
     return options
 
 

@@ -19,7 +19,8 @@ from tests.bench.report import Numbers, Results, percentile
 
 DIRECT = "no proxy"
 """The backend without a proxy, measured with the calls: shows that it is not the bottleneck."""
-WARM_S = 0.3
+STEADY_READS = 8
+"""So many equal readings, 50 ms apart, mean that a stalled stream has come to rest."""
 _MIB = 1024 * 1024
 
 
@@ -29,6 +30,8 @@ class Options(NamedTuple):
     file_limit: int
     rounds: int = 5
     seconds: float = 2.0
+    warm_s: float = 0.3
+    """Before each measurement: caches fill, connections to the backend open."""
     connections: int = 32
     event_streams: int = 64
     event_interval_ms: int = 10
@@ -36,6 +39,8 @@ class Options(NamedTuple):
     do even on a busy machine, so that all see the same arrivals."""
     streams: int = 5000
     flood_mib: int = 64
+    compares_streams: bool = True
+    """Whether calls beside idle streams are compared with calls beside none."""
 
 
 class Instance(NamedTuple):
@@ -70,7 +75,7 @@ class Bench:
             self._alone("streams", name, self._idle_streams)
         for name in self.options.names:
             self._alone("stall", name, self._stalled_reader)
-        if "http11" in self.options.names:
+        if "http11" in self.options.names and self.options.compares_streams:
             self._alone("beside", "http11", self._calls_beside_streams)
 
     # --- who runs ---
@@ -145,7 +150,7 @@ class Bench:
             return self._call_numbers(calls, instance, backend)
 
     def _call_numbers(self, calls: load.CallLoad, instance: Instance, backend: Process) -> Numbers:
-        calls.run(WARM_S)
+        calls.run(self.options.warm_s)
         rss = instance.rss_bytes()
         before = (instance.cpu_ns(), backend.cpu_ns(), time.process_time_ns())
         result = calls.run(self.options.seconds)
@@ -179,7 +184,7 @@ class Bench:
                 streams.read_for(seconds)
                 streams.read_until(control(interval=0)["events_sent"] - sent_before)
 
-            relay(WARM_S)
+            relay(self.options.warm_s)
             events, reads, cpu_ns = streams.events, streams.reads, instance.cpu_ns()
             relay(self.options.seconds)
             cpu_ns = instance.cpu_ns() - cpu_ns
@@ -224,7 +229,7 @@ class Bench:
             with closing(load.flood(instance.port, chunks)) as stream:
                 sizes = [base]
                 sent, is_steady = 0, 0
-                while is_steady < 10:
+                while is_steady < STEADY_READS:
                     stalled_at, sent = sent, control()["flooded_bytes"]
                     is_steady = is_steady + 1 if sent == stalled_at and sent else 0
                     sizes.append(process.rss_bytes())
@@ -256,5 +261,5 @@ class Bench:
     def _warm(self, instance: Instance) -> None:
         """Load what is loaded on first use and reach the allocator's working size."""
         with closing(load.CallLoad(instance.port, self.options.connections)) as calls:
-            calls.run(WARM_S)
+            calls.run(self.options.warm_s)
         load.listening_streams(instance.port, load.open_sessions(instance.port, 8)).close()

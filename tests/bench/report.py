@@ -168,10 +168,11 @@ def goals(results: Results, reference: str) -> list[dict[str, object]]:
     return found
 
 
-def text(results: Results, reference: str, options: Mapping[str, object]) -> str:
-    """The report for people. Lines end without spaces; it ends with a newline."""
+def text(
+    results: Results, reference: str, options: Mapping[str, object], verdicts: Sequence[Mapping[str, object]]
+) -> str:
+    """The report for people; ``verdicts`` from ``goals``. Lines end without spaces; it ends with a newline."""
     blocks = [_table(table, results, reference, options) for table in TABLES if results.get(table.phase)]
-    verdicts = goals(results, reference)
     if verdicts:
         blocks.append("\n".join(["goals", *map(_verdict, verdicts)]))
     return "\n\n".join(blocks) + "\n"

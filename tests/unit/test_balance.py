@@ -14,7 +14,6 @@ from mcp_proxy.backends import AVOID_S, Backend, Balance
 from mcp_proxy.backends.balance import LeastSessions, RoundRobin
 
 AT_S = 1000.0
-GAP_S = 20.0
 
 
 def make(
@@ -24,7 +23,7 @@ def make(
     backend.sessions = sessions
     backend.inflight = inflight
     if is_down:
-        backend.refused(AT_S, GAP_S)
+        backend.refused(AT_S)
     return backend
 
 
@@ -59,36 +58,22 @@ def test_a_backend_is_known_by_its_url_with_its_port(host: str, port: int, tls: 
     assert backend.id == origin + "/mcp"
 
 
-@pytest.mark.parametrize(
-    ("failures_s", "since_s"),
-    [
-        ([10.0], 10.0),
-        ([10.0, 15.0], 10.0),
-        ([10.0, 30.0], 10.0),
-        ([10.0, 30.0, 50.0, 70.0], 10.0),
-        ([10.0, 30.5], 30.5),
-        ([10.0, 30.5, 40.0], 30.5),
-        ([10.0, 90.0, 170.0], 170.0),
-    ],
-)
-def test_failures_that_follow_each_other_closely_are_one_absence(
-    failures_s: list[float], since_s: float
-) -> None:
+def test_the_first_of_several_failures_is_the_beginning_of_the_absence() -> None:
     backend = make("a")
 
-    for at_s in failures_s:
-        backend.refused(at_s, GAP_S)
+    backend.refused(10.0)
+    backend.refused(15.0)
 
-    assert backend.unreachable_since_s == since_s
-    assert backend.avoid_until_s == failures_s[-1] + AVOID_S
+    assert backend.unreachable_since_s == 10.0
+    assert backend.avoid_until_s == 15.0 + AVOID_S
 
 
 def test_an_absence_ends_when_the_backend_is_reached() -> None:
     backend = make("a")
-    backend.refused(10.0, GAP_S)
+    backend.refused(10.0)
     backend.reached()
 
-    backend.refused(12.0, GAP_S)
+    backend.refused(12.0)
 
     assert backend.unreachable_since_s == 12.0
 
@@ -107,7 +92,7 @@ def test_a_backend_describes_itself() -> None:
     backend.streams = 3
 
     assert repr(backend) == "<Backend http://a:80/mcp up sessions=1 inflight=2 streams=3>"
-    backend.refused(AT_S, GAP_S)
+    backend.refused(AT_S)
     assert repr(backend) == "<Backend http://a:80/mcp unreachable sessions=1 inflight=2 streams=3>"
 
 

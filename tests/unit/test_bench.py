@@ -71,7 +71,7 @@ def test_a_goal_without_a_reference_is_judged_by_its_own_value() -> None:
 
 def test_the_text_shows_medians_ratios_and_verdicts() -> None:
     results = calls(nginx=[10.0, 11.0, 12.0], http11=[15.0, 16.5, 18.0], haproxy=[])
-    assert text(results, "nginx", OPTIONS) == (
+    assert text(results, "nginx", OPTIONS, goals(results, "nginx")) == (
         "tools/call in a session, 32 keep-alive connections, rounds: 3 x 2 s\n"
         "           CPU us/call  x nginx  calls/s  p50 ms  p99 ms  cores  backend us  load us\n"
         "  nginx           11.0     1.00    1,000    1.00    2.00   0.50         9.0      8.0\n"
@@ -85,12 +85,15 @@ def test_the_text_shows_medians_ratios_and_verdicts() -> None:
 
 def test_a_missed_goal_stands_out_in_the_text() -> None:
     results = calls(nginx=[10.0], asgi=[36.0])
-    assert text(results, "nginx", OPTIONS).endswith("  MISSED   3.60 <= 3.5   asgi: CPU per call, x nginx\n")
+    assert text(results, "nginx", OPTIONS, goals(results, "nginx")).endswith(
+        "  MISSED   3.60 <= 3.5   asgi: CPU per call, x nginx\n"
+    )
 
 
 def test_the_titles_say_how_much_was_measured() -> None:
     beside = {"empty_cpu_us": 20.0, "full_cpu_us": 21.0, "ratio": 1.05}
-    assert text({"beside": {"http11": [beside]}}, "nginx", OPTIONS) == (
+    results: Results = {"beside": {"http11": [beside]}}
+    assert text(results, "nginx", OPTIONS, goals(results, "nginx")) == (
         "CPU us per call beside 5000 idle streams\n"
         "          0 streams  5000 streams  ratio\n"
         "  http11       20.0          21.0   1.05\n"
@@ -98,6 +101,10 @@ def test_the_titles_say_how_much_was_measured() -> None:
         "goals\n"
         "  met      1.05 <= 1.1   http11: CPU per call beside streams, x none\n"
     )
+
+
+def test_without_verdicts_there_is_no_word_about_goals() -> None:
+    assert "goals" not in text(calls(nginx=[10.0], http11=[36.0]), "nginx", OPTIONS, [])
 
 
 def test_the_summary_keeps_every_round_beside_its_median() -> None:

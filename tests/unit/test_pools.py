@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mcp_proxy import clock
-from mcp_proxy.backends import Backend
+from mcp_proxy.backends import AVOID_S, Backend
 from mcp_proxy.backends.balance import RoundRobin
 from mcp_proxy.pools import Pool
 from mcp_proxy.upstream import Call, Outgoing, Receiver, Transport
@@ -16,6 +16,8 @@ class IdleTransport:
 
     def __init__(self) -> None:
         self.closed = 0
+        self.is_there = True
+        self.probed = 0
 
     @property
     def open_connections(self) -> int:
@@ -23,6 +25,10 @@ class IdleTransport:
 
     def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
         raise AssertionError("nothing is sent here")
+
+    async def probe(self) -> bool:
+        self.probed += 1
+        return self.is_there
 
     def sweep(self, at_s: float) -> None:
         raise AssertionError("nothing is due here")
@@ -90,15 +96,6 @@ def test_a_backend_that_was_just_refused_comes_last() -> None:
     assert pool.next([B.id]) is A
 
 
-def test_one_request_probes_a_backend_that_was_unreachable_and_others_go_elsewhere() -> None:
-    pool, _ = make()
-    A.refused(clock.now() - 60.0, 0.0)
-
-    assert [pool.next() for _ in range(6)].count(A) == 1
-    A.reached()
-    assert [pool.next() for _ in range(6)].count(A) == 3
-
-
 def test_asking_for_another_backend_takes_no_turn() -> None:
     pool, _ = make()
     first = pool.next()
@@ -128,7 +125,7 @@ def test_one_session_id_settles_that_the_backends_keep_sessions(
 @pytest.mark.parametrize(("lost_after_s", "is_lost"), [(3600.0, False), (45.0, True), (30.0, True)])
 def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float, is_lost: bool) -> None:
     pool, _ = make(lost_after_s=lost_after_s)
-    A.refused(clock.now() - 45.0, 2 * lost_after_s)
+    A.refused(clock.now() - 45.0)
     pool.refused(A)
 
     assert pool.is_lost(A) is is_lost
@@ -137,13 +134,39 @@ def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float,
     assert not pool.is_lost(A)
 
 
-def test_two_failures_far_apart_say_nothing_about_the_time_between() -> None:
-    pool, _ = make(lost_after_s=10.0)
-    A.refused(clock.now() - 60.0, 20.0)
+def test_absent_backends_are_looked_for_at_intervals() -> None:
+    pool, _ = make()
+    A.refused(100.0)
 
-    pool.refused(A)
+    assert pool.absent(100.0 + AVOID_S - 0.1) == []
+    assert pool.absent(100.0 + AVOID_S) == [A]
+    assert pool.absent(100.0 + AVOID_S) == []
+    assert pool.absent(100.0 + 2 * AVOID_S) == [A]
+    A.reached()
+    assert pool.absent(200.0) == []
 
-    assert not pool.is_lost(A)
+
+async def test_a_probe_that_gets_through_ends_the_absence() -> None:
+    pool, transports = make()
+    A.refused(clock.now() - 60.0)
+
+    await pool.probe(A)
+
+    assert A.unreachable_since_s is None
+    assert [transport.probed for transport in transports] == [1, 0]
+
+
+async def test_a_probe_that_fails_prolongs_the_absence() -> None:
+    pool, transports = make(lost_after_s=30.0)
+    since_s = clock.now() - 60.0
+    A.refused(since_s)
+    transports[0].is_there = False
+
+    await pool.probe(A)
+
+    assert A.unreachable_since_s == since_s
+    assert A.avoid_until_s > clock.now()
+    assert pool.is_lost(A)
 
 
 async def test_closing_closes_every_transport() -> None:

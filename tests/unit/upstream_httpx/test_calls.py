@@ -96,15 +96,16 @@ async def test_a_process_without_descriptors_does_not_blame_the_backend(
 ) -> None:
     transport = HttpxTransport(origin=f"http://{host}:{backend.port}", tasks=tasks)
     receiver = RecordingReceiver()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
     try:
-        receiver = await send().over()
+        transport.send(POST, receiver)
+        await receiver.over()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await transport.aclose()
     assert receiver.verdict == ("CONNECT", "exhausted", False, False)
 
 
