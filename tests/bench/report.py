@@ -171,7 +171,7 @@ def goals(results: Results, reference: str) -> list[dict[str, object]]:
 def text(
     results: Results, reference: str, options: Mapping[str, object], verdicts: Sequence[Mapping[str, object]]
 ) -> str:
-    """The report for people; ``verdicts`` from ``goals``. Lines end without spaces; it ends with a newline."""
+    """The report for people. ``verdicts``: what ``goals`` returned, or nothing to leave them out."""
     blocks = [_table(table, results, reference, options) for table in TABLES if results.get(table.phase)]
     if verdicts:
         blocks.append("\n".join(["goals", *map(_verdict, verdicts)]))

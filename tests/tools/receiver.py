@@ -36,6 +36,12 @@ class RecordingReceiver:
             return None
         return self.error.phase.name, self.error.kind, self.error.sent, self.error.stale
 
+    def on_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        self.on_head(status, headers, len(body))
+        if body:
+            self.on_body(body)
+        self.on_end()
+
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
         assert self.head is None
         assert not self.is_over
