@@ -19,7 +19,7 @@ from mcp_proxy.sessions import SessionKey
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 
 
-class Admitted(msgspec.Struct, gc=False):
+class Admitted(msgspec.Struct):
     """Implements Admission. A door may use it again for a request with the same head."""
 
     request: Request
@@ -34,6 +34,15 @@ class Admitted(msgspec.Struct, gc=False):
     """Of the session that the head names; None without one, or if the id cannot be one."""
     forward: Fields | None = None
     """What the backend gets, once it has been built."""
+
+    def slim(self) -> Admitted:
+        """What the record of an open stream will need, without the head."""
+        request = self.request
+        light = Request(request.method, b"", [], request.peer, request.scheme)
+        return Admitted(light, _NO_HEAD, self.route, self.pool, b"", self.client, None)
+
+
+_NO_HEAD: Final = read_request([])
 
 
 _METHODS: Final = frozenset((b"GET", b"POST", b"DELETE", b"OPTIONS"))

@@ -361,8 +361,10 @@ class Exchange:
         if self.is_stream:
             self._director.on_stream(self)
         self._reply.start(self.status, self.headers, self._length)
+        # A stream may stay for hours: keep nothing that only the way to here needed.
         self.body = b""
         self.headers = _NONE
+        self.admission = self.admission.slim()
 
     def _drop_call(self) -> None:
         call, self._call = self._call, None
@@ -397,5 +399,9 @@ class Exchange:
         """The last call has been made."""
         self.finished_s = now()
         self.fault, self.phase = fault, phase
+        # The recorder may keep it for a while.
         self.body = b""
+        self.headers = _NONE
+        self._held = []
+        self._whole = None
         self._director.on_finish(self)

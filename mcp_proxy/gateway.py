@@ -217,6 +217,8 @@ class Gateway:
         facts: Facts | None = headers.note
         if facts is None:
             headers.note = facts = read_facts(headers)
+        if facts.changed is not None:
+            headers = facts.changed
         exchange.is_stream = facts.is_stream
         is_new = plan.aim is Aim.NEW_SESSION and 200 <= status < 300
         session_id = facts.session_id
@@ -228,6 +230,7 @@ class Gateway:
         ):
             adapted = adapt(
                 status,
+                headers,
                 facts,
                 backend=backend.id,
                 route=admission.route,
@@ -239,8 +242,6 @@ class Gateway:
                 exchange.refuse(msgspec.structs.replace(adapted, id=exchange.id), Fault.BACKEND)
                 return
             headers = adapted
-        else:
-            headers = facts.fields
         if is_new:
             pool.learn_sessions(session_id is not None)
             if session_id is not None:

@@ -89,6 +89,29 @@ _RESPONSE_DROP: Final = HOP_BY_HOP | {
 _RESPONSE_SINGLE: Final = frozenset((b"content-type", b"mcp-session-id", b"location"))
 
 
+_LINES: Final[dict[bytes, Header]] = {}
+
+_LINES_LIMIT: Final = 4096
+"""Header lines remembered, some 400 bytes each. Peers repeat most of them, whatever else changes
+in their heads; connections that hold the same header hold the same object."""
+
+_LINE_LIMIT: Final = 256
+"""Bytes of a line that is remembered. Longer ones (tokens, baggage) hardly ever recur."""
+
+
+def parse_line(line: bytes) -> Header:
+    """One header line of a head that llhttp has accepted, without its CR LF."""
+    pair = _LINES.get(line)
+    if pair is None:
+        name, _, value = line.partition(b":")
+        pair = name.lower(), value.strip()
+        if len(line) <= _LINE_LIMIT:
+            if len(_LINES) >= _LINES_LIMIT:
+                _LINES.clear()
+            _LINES[line] = pair
+    return pair
+
+
 class HeaderError(Exception):
     """A head that must not be forwarded. ``detail`` is one sentence without client bytes."""
 
@@ -98,7 +121,7 @@ class HeaderError(Exception):
         self.reason = reason
 
 
-class RequestHead(msgspec.Struct, frozen=True, gc=False):
+class RequestHead(msgspec.Struct, frozen=True):
     """What the gateway decides by. Fields are values as received, None when absent."""
 
     forward: Headers
@@ -250,14 +273,16 @@ def read_response(headers: Headers) -> tuple[Fields, int | None]:
     return Fields(forward), length
 
 
-class Facts(msgspec.Struct, frozen=True, gc=False):
-    """What the head of a response says about it, and the headers to pass on."""
+class Facts(msgspec.Struct, frozen=True):
+    """What the head of a response says about it."""
 
     is_stream: bool
     """``text/event-stream``."""
     session_id: bytes | None
     location: bytes | None
-    fields: Fields
+    changed: Fields | None
+    """The headers to pass on, if they are others than those that were read. (Not the same
+    block: it keeps these facts, and would never be freed.)"""
 
 
 def read_facts(headers: Fields) -> Facts:
@@ -272,10 +297,11 @@ def read_facts(headers: Fields) -> Facts:
             location = value
         elif name == b"x-accel-buffering":
             is_unbuffered = True
+    changed = None
     if is_stream and not is_unbuffered:
         # nginx in front of this proxy must not hold events back
-        headers = Fields([*headers, (b"x-accel-buffering", b"no")])
-    return Facts(is_stream, session_id, location, headers)
+        changed = Fields([*headers, (b"x-accel-buffering", b"no")])
+    return Facts(is_stream, session_id, location, changed)
 
 
 def check_fields(headers: Headers) -> None:

@@ -7,12 +7,11 @@ valid for the same reasons. Nothing is normalised, nothing is guessed.
 
 from __future__ import annotations
 
-import re
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-_LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
+_LENGTH_LINE: Final = b"\r\ncontent-length:"
 
 _DIGITS_LIMIT: Final = 9
 """Digits of a length that is recognised; longer ones take the long way."""
@@ -36,10 +35,12 @@ class RepeatedHead(Generic[T]):
     @classmethod
     def of(cls, head: bytes, value: T) -> RepeatedHead[T] | None:
         """``head``: complete, with its empty line. None if it has no usable Content-Length."""
-        match = _LENGTH_LINE.search(head)
-        if match is None:
+        start = head.lower().find(_LENGTH_LINE) + len(_LENGTH_LINE)
+        end = head.find(b"\r", start)
+        digits = head[start:end].lstrip()
+        if start < len(_LENGTH_LINE) or not digits.isdigit() or len(digits) > _DIGITS_LIMIT:
             return None
-        return cls(head[: match.start(1)], head[match.end(1) :], value)
+        return cls(head[: end - len(digits)], head[end:], value)
 
     def match(self, data: bytes) -> int:
         """If ``data`` is this head, with any length, and exactly the body that it announces:

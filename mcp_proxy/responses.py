@@ -14,6 +14,7 @@ from mcp_proxy.wire import Fields, Rejection
 
 def adapt(
     status: int,
+    fields: Fields,
     facts: Facts,
     *,
     backend: str,
@@ -22,7 +23,7 @@ def adapt(
     origin: bytes | None,
     session_id: bytes | None,
 ) -> Fields | Rejection:
-    """The headers to pass on, or why the response must not be.
+    """The headers to pass on, or why the response must not be. ``fields``: those so far.
 
     backend: URL of the backend. route: path under which the client asked. has_credentials:
     the proxy authenticated itself. origin: the request's, allowed. session_id: the only one
@@ -32,7 +33,6 @@ def adapt(
     if has_credentials and status in (401, 403):
         # The client would start an authorization flow for a resource that is not ours.
         return Rejection("credentials_refused", f"the backend answered {status}")
-    fields = facts.fields
     if facts.session_id is not None and facts.session_id != session_id:
         fields = Fields(pair for pair in fields if pair[0] != b"mcp-session-id")
     if facts.location is not None:

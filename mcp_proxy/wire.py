@@ -55,7 +55,7 @@ class Fields(list[Header]):
         return getattr(self, name)
 
 
-class Request(msgspec.Struct, frozen=True, gc=False):
+class Request(msgspec.Struct, frozen=True):
     """The head of one request, as a door read it from its wire."""
 
     method: bytes
@@ -144,7 +144,8 @@ class Handler(Protocol):
 
     def admit(self, request: Request) -> Admission | Rejection:
         """Decide on the head alone. The door sends a Rejection through ``refuse``, at once,
-        without reading the body."""
+        without reading the body. An Admission holds for every later request with the same
+        head: what may change with time is decided in ``handle``."""
 
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Conversation:
         """Serve the request. The reply may have been completed when this returns."""

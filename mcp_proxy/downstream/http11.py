@@ -23,7 +23,7 @@ import httptools
 
 from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
-from mcp_proxy.headers import VALUE_LIMIT
+from mcp_proxy.headers import VALUE_LIMIT, parse_line
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
 
@@ -283,10 +283,9 @@ class Http11Protocol(asyncio.Protocol):
         self._chunked = False
         expects = False
         for line in lines:
-            name, _, value = line.partition(b":")
-            name = name.lower()
-            value = value.strip()
-            headers.append((name, value))
+            pair = parse_line(line)
+            headers.append(pair)
+            name, value = pair
             if name in _FRAMING:
                 if name == b"content-length":
                     length = int(value)

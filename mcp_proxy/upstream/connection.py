@@ -23,7 +23,7 @@ import httptools
 
 from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.errors import Phase, UpstreamError
-from mcp_proxy.headers import HeaderError, read_response
+from mcp_proxy.headers import HeaderError, parse_line, read_response
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.upstream import Outgoing, Receiver
 from mcp_proxy.wire import Fields, Headers
@@ -303,15 +303,14 @@ class Connection(asyncio.Protocol):
         self._chunked = False
         headers: Headers = []
         for line in head[:-4].split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            name = name.lower()
-            value = value.strip()
+            pair = parse_line(line)
+            headers.append(pair)
+            name, value = pair
             if name == b"transfer-encoding":
                 # llhttp accepts codings before and after chunked and leaves them undecoded
                 if value.lower() != b"chunked" or self._chunked or head[7] != _VERSION_11:
                     raise _Invalid("the response has a Transfer-Encoding other than chunked")
                 self._chunked = True
-            headers.append((name, value))
         return headers
 
     def _read_body(self, data: bytes) -> bytes:

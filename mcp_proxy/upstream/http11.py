@@ -163,7 +163,7 @@ class _Dial:
         self._receiver: Receiver | None = receiver
         self._connection: Connection | None = None
         self._paused = False
-        self.task: asyncio.Task[None]
+        self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         try:
@@ -179,7 +179,8 @@ class _Dial:
             outgoing, receiver = self._outgoing, self._receiver
             assert outgoing is not None
             assert receiver is not None
-            self._outgoing = self._receiver = None  # a stream may stay for hours, and the body with it
+            # A stream may stay for hours, and what this object refers to with it.
+            self._outgoing = self._receiver = self.task = None
             self._connection = connection
             self._transport.begin(self, connection, outgoing, receiver)
             if self._paused:
@@ -210,7 +211,7 @@ class _Dial:
     def _give_up(self) -> Receiver | None:
         receiver, self._receiver, self._outgoing = self._receiver, None, None
         self._transport.abandon(self)
-        if asyncio.current_task() is not self.task:
+        if self.task is not None and asyncio.current_task() is not self.task:
             self.task.cancel()
         return receiver
 
