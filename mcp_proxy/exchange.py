@@ -203,7 +203,7 @@ class Exchange:
             return
         self.headers = headers
         self._length = length
-        if self.is_stream or (length is not None and length > self._director.json_hold):
+        if (self.is_stream and length != 0) or (length is not None and length > self._director.json_hold):
             self._start()
         else:
             self._move(State.HOLDING)

@@ -202,18 +202,29 @@ class Gateway:
     # --- Director: relay -------------------------------------------------------------
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
-        plan, backend, admission = exchange.plan, exchange.backend, exchange.admission
+        plan, backend = exchange.plan, exchange.backend
         assert plan is not None
         assert backend is not None
-        pool = exchange.pool
         if backend.unreachable_since_s is not None:
             backend.reached()
         if plan.discover:
             self.discover_due.disarm(exchange)
-        if status >= 500 and self._tries_elsewhere(exchange, plan, pool, status):
+        if status >= 500 and self._tries_elsewhere(exchange, plan, status):
             exchange.retreat()
             self._send_anywhere(exchange)
-            return
+        else:
+            self._relay(exchange, plan, backend, status, headers, length)
+
+    def _relay(
+        self,
+        exchange: Exchange,
+        plan: Plan,
+        backend: Backend,
+        status: int,
+        headers: Fields,
+        length: int | None,
+    ) -> None:
+        admission, pool = exchange.admission, exchange.pool
         facts: Facts | None = headers.note
         if facts is None:
             headers.note = facts = read_facts(headers)
@@ -258,12 +269,12 @@ class Gateway:
             self.keeper.end(exchange.key)
         exchange.relay(status, headers, length)
 
-    def _tries_elsewhere(self, exchange: Exchange, plan: Plan, pool: Pool, status: int) -> bool:
+    def _tries_elsewhere(self, exchange: Exchange, plan: Plan, status: int) -> bool:
         """A head that another backend can better: any 5xx to ``server/discover``, and the
         503 with which a full server refuses a new session (nothing was created)."""
         if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
             return False
-        return pool.has_other(exchange.tried)
+        return exchange.pool.has_other(exchange.tried)
 
     def forget(self, key: SessionKey, record: SessionRecord) -> None:
         """A session record went; for the registry's ``on_forget``."""

@@ -59,10 +59,10 @@ class Http11Protocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_admission", "_body_bytes", "_chunked", "_connections", "_conversation", "_feeder",
-        "_has_served", "_headers_done", "_is_fresh", "_is_head", "_is_http10", "_is_surplus", "_keep_alive",
-        "_left", "_must_close", "_parser", "_parts", "_peer", "_pending", "_raw", "_repeated",
-        "_reply_chunked", "_scheme", "_seen", "_settings", "_state", "_transport", "_wire_bytes",
-        "is_complete", "on_body",
+        "_has_served", "_headers_done", "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10",
+        "_is_surplus", "_keep_alive", "_left", "_must_close", "_parser", "_parts", "_peer", "_pending",
+        "_raw", "_repeated", "_reply_chunked", "_scheme", "_seen", "_settings", "_state", "_transport",
+        "_unsent", "_wire_bytes", "is_complete", "on_body",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -77,6 +77,11 @@ class Http11Protocol(asyncio.Protocol):
         self._state = State.HEAD
         self._is_fresh = True
         """Has answered since its keep-alive deadline was last looked at."""
+        self._is_full = False
+        """The client reads slower than it is written to."""
+        self._is_draining = False
+        self._unsent = 0
+        """Bytes left to send when that was last looked at, once the connection is to be closed."""
         self._is_surplus = False
         """Accepted above the limit of connections, only to be told so."""
         self._must_close = False
@@ -138,10 +143,12 @@ class Http11Protocol(asyncio.Protocol):
         self._parser = self._feeder = self._repeated = None  # they refer back to this object
 
     def pause_writing(self) -> None:
+        self._is_full = True
         if self._conversation is not None:
             self._conversation.pause()
 
     def resume_writing(self) -> None:
+        self._is_full = False
         if self._conversation is not None:
             self._conversation.resume()
 
@@ -171,9 +178,9 @@ class Http11Protocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """uvicorn stops: close when idle, finish what is in progress, end idle streams."""
-        self._must_close = True
+        self._must_close = self._is_draining = True
         if self._state is State.HEAD and not self._raw:
-            self._transport.close()
+            self._leave()
         elif self._conversation is not None:
             self._conversation.drain()
 
@@ -205,7 +212,7 @@ class Http11Protocol(asyncio.Protocol):
         self._state = State.SERVING
         conversation = settings.handler.handle(repeated.value, data[-length:], self)
         if self._state is State.SERVING:
-            self._conversation = conversation
+            self._begin_conversation(conversation)
         return True
 
     def _read_head(self, data: bytes) -> bytes:
@@ -372,7 +379,15 @@ class Http11Protocol(asyncio.Protocol):
         assert admission is not None
         conversation = self._settings.handler.handle(admission, body, self)
         if self._state is State.SERVING:
-            self._conversation = conversation
+            self._begin_conversation(conversation)
+
+    def _begin_conversation(self, conversation: Conversation) -> None:
+        """The request is being served. Tell it what happened before."""
+        self._conversation = conversation
+        if self._is_full:
+            conversation.pause()
+        if self._is_draining:
+            conversation.drain()
 
     def _pipeline(self, data: bytes) -> None:
         """Keep the next requests, unparsed, until it is their turn (RFC 9112 section 9.3.2)."""
@@ -423,9 +438,11 @@ class Http11Protocol(asyncio.Protocol):
         self._finish()
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
-        self._reply_chunked = length is None and not self._is_http10
+        self._reply_chunked = length is None and not self._is_http10 and status not in _BODYLESS
         self._repeated = None  # a stream may stay for hours, and this memory with it
-        if length is not None:
+        if status in _BODYLESS:
+            framing = b""
+        elif length is not None:
             framing = b"content-length: %d\r\n" % length
         elif self._reply_chunked:
             framing = b"transfer-encoding: chunked\r\n"
@@ -450,8 +467,7 @@ class Http11Protocol(asyncio.Protocol):
         if self._is_http10 and not self._reply_chunked:
             self._transport.abort()  # a clean close would look like the end of the body
         else:
-            self._transport.close()  # what was sent arrives, the framing shows the loss
-            self._settings.linger_due.arm(self)
+            self._leave()  # what was sent arrives, the framing shows the loss
 
     def _build_head(self, status: int, headers: Headers, framing: bytes, body: bytes) -> bytes:
         fields = headers if type(headers) is Fields else Fields(headers)
@@ -476,19 +492,24 @@ class Http11Protocol(asyncio.Protocol):
 
     def _part(self) -> None:
         """Close, so that the client can still read the answer."""
-        was_whole = self._state is State.SERVING and not self._pending
-        self._settings.linger_due.arm(self)
-        if was_whole:
-            self._state = State.CLOSED
-            self._transport.close()
+        if self._state is State.SERVING and not self._pending:
+            self._leave()
         else:
             # RFC 9112 section 9.6: closing with unread bytes would reset the connection and
             # could destroy the answer before the client has read it.
+            self._settings.linger_due.arm(self)
             self._state = State.LINGERING
             self._wire_bytes = 0
             self._pending = b""
             if self._transport.can_write_eof():  # not with TLS: the client reads Connection: close
                 self._transport.write_eof()
+
+    def _leave(self) -> None:
+        """Close when everything has been sent; a request that comes now is not run."""
+        self._state = State.CLOSED
+        self._transport.close()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._settings.linger_due.arm(self)
 
     # --- deadlines: each looks whether it still applies ------------------------------
 
@@ -498,7 +519,7 @@ class Http11Protocol(asyncio.Protocol):
             if self._raw:
                 self._refuse(Rejection("request_timeout", "the request head took too long"))
             elif not self._has_served:
-                self._transport.close()
+                self._leave()
 
     def expire_body(self) -> None:
         if self._state is State.BODY:
@@ -508,13 +529,18 @@ class Http11Protocol(asyncio.Protocol):
         # Not re-armed at every answer: a dictionary move per request would buy a precision that
         # nobody needs. An idle connection is closed after one to two times the delay.
         if self._state is State.HEAD and not self._raw and not self._is_fresh:
-            self._transport.close()
+            self._leave()
         else:
             self._is_fresh = False
             self._settings.keepalive_due.arm(self)
 
     def expire_linger(self) -> None:
-        self._transport.abort()
+        unsent = self._transport.get_write_buffer_size()
+        if 0 < unsent < self._unsent:  # slow, but reading
+            self._unsent = unsent
+            self._settings.linger_due.arm(self)
+        else:
+            self._transport.abort()
 
 
 _BODYLESS: Final = frozenset((204, 304))

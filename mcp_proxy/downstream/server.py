@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from mcp_proxy.errors import StartupError
+from mcp_proxy.sockets import keep_alive
 
 BACKLOG = 2048
 """Connections that wait for accept; the kernel caps it at net.core.somaxconn."""
@@ -26,7 +27,11 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that vanished without a word under an idle stream is found out by probes; the
+        # accepted sockets inherit them. Nothing is written on such a stream, so nothing else would.
+        keep_alive(sock)
         sock.bind((host, port))
+        sock.listen(BACKLOG)  # now, so that a second process fails here and not later
     except OSError as error:
         sock.close()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -79,8 +84,11 @@ async def run_servers(
     admin_serving: asyncio.Task[None] | None = None
 
     def stop() -> None:
-        server.force_exit = server.should_exit  # the second signal hurries
         server.should_exit = True
+
+    def signalled() -> None:
+        server.force_exit = server.should_exit  # the second one hurries
+        stop()
 
     def data_started() -> None:
         nonlocal admin_serving
@@ -89,9 +97,12 @@ async def run_servers(
         else:
             admin[0].on_started = on_started
             admin_serving = loop.create_task(admin[0].serve(sockets=[admin[1]]))
+            # An admin listener that ends by itself takes the data listener along: nobody would
+            # see what goes on.
+            admin_serving.add_done_callback(lambda _: stop())
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, signalled)
     loop.add_signal_handler(signal.SIGUSR1, on_reopen)
     server.on_started = data_started
     try:

@@ -25,6 +25,7 @@ from mcp_proxy.chunked import ChunkedFeeder
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.headers import HeaderError, parse_line, read_response
 from mcp_proxy.repeat import RepeatedHead
+from mcp_proxy.sockets import keep_alive
 from mcp_proxy.upstream import Outgoing, Receiver
 from mcp_proxy.wire import Fields, Headers
 
@@ -178,6 +179,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            keep_alive(sock)
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, self._receiver = self._receiver, None

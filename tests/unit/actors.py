@@ -132,8 +132,17 @@ class Attempt:
         self.is_over = True
         receiver.on_end()
 
+    def whole(
+        self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"{}"
+    ) -> None:
+        """An answer that arrives in one piece."""
+        assert not self.has_head
+        receiver, self._receiver = self._told(), None
+        self.is_over = self.has_head = True
+        receiver.on_whole(status, Fields(headers), body)
+
     def answer(self, status: int = 200, body: bytes = b"{}", *headers: tuple[bytes, bytes]) -> None:
-        """A whole JSON answer."""
+        """A whole JSON answer, piece by piece."""
         self.head(status, [(b"content-type", b"application/json"), *headers], len(body))
         if body and not self.is_over:
             self.body(body)

@@ -157,7 +157,6 @@ async def test_bytes_behind_an_answer_are_never_delivered_and_end_the_connection
 async def test_line_ends_behind_a_chunked_answer_end_the_connection(end: bytes) -> None:
     """llhttp skips empty lines between messages without a word. RFC 9112 section 2.2 allows them
     in front of requests only."""
-    # BUGS.md C1
     line = Line()
     receiver = line.ask()
     line.feed(ok(CHUNKED, body=HELLO) + end)

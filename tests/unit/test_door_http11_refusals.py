@@ -145,7 +145,6 @@ async def test_an_endless_request_line_is_a_414() -> None:
 
 @pytest.mark.parametrize("prefix", [b"/", b"http://door.example/"], ids=["path", "absolute"])
 async def test_the_target_limit_is_exact(prefix: bytes) -> None:
-    # BUGS.md D2: absolute-form targets have no limit of their own.
     for size, status in ((TARGET_LIMIT, 200), (TARGET_LIMIT + 1, 414)):
         door = Door()
         path = prefix + b"x" * (size - 1)
@@ -202,7 +201,6 @@ async def test_framing_larger_than_the_body_is_refused(body: bytes, is_cut: bool
 
 
 async def test_what_is_behind_a_chunked_body_does_not_count_as_its_framing() -> None:
-    # BUGS.md D3
     door = Door()
     door.feed(post(chunked(b"small"), framing=CHUNKED) + post(b"x" * 2 * CHUNK_OVERHEAD))
     await door.settled()
@@ -302,7 +300,6 @@ async def test_the_lingering_has_a_limit_in_bytes_and_in_time() -> None:
 
 
 async def test_an_early_answer_over_tls_is_not_destroyed_by_a_close_with_unread_bytes() -> None:
-    # BUGS.md D4: TLS transports cannot write_eof, so the door closes at once.
     door = Door(transport=FakeTransport(tls=True))
     door.feed(post(b"x" * (BODY_LIMIT + 1))[:200])
     assert door.response().status == 413
@@ -312,7 +309,6 @@ async def test_an_early_answer_over_tls_is_not_destroyed_by_a_close_with_unread_
 
 
 async def test_refusals_name_the_request_when_its_head_could_be_read() -> None:
-    # BUGS.md D5: a body that is too large, broken or too slow is recorded without its request.
     for wire in (
         post(b"zz\r\n", framing=CHUNKED),
         post(chunked(b"x" * (BODY_LIMIT + 1)), framing=CHUNKED),
@@ -330,7 +326,6 @@ async def test_refusals_name_the_request_when_its_head_could_be_read() -> None:
 
 
 async def test_connections_above_the_limit_are_told_so_and_the_others_are_served() -> None:
-    # BUGS.md D6: it is not the connections above the limit that are refused, but whoever asks next.
     handler = ScriptedHandler()
     process = settings(handler, connections_limit=2)
     first, second, third = (Door(handler, process=process) for _ in range(3))

@@ -55,9 +55,9 @@ class Director:
     def on_stream(self, exchange: Exchange) -> None:
         self.streams += 1
 
-    def on_finish(self, exchange: Exchange, fault: Fault, phase: Phase) -> None:
+    def on_finish(self, exchange: Exchange) -> None:
         assert exchange.state is State.DONE
-        self.finishes.append((fault, phase))
+        self.finishes.append((exchange.fault, exchange.phase))
 
 
 def admitted(method: bytes = b"POST", *headers: tuple[bytes, bytes]) -> Admitted:
@@ -182,7 +182,6 @@ async def test_a_disconnect_cancels_the_attempt_and_is_recorded_once(state: Stat
 @pytest.mark.parametrize("state", list(State), ids=lambda state: state.value)
 @pytest.mark.parametrize("listens", [False, True], ids=["call", "listening"])
 async def test_the_end_of_the_grace_ends_everything_once(state: State, listens: bool) -> None:
-    # BUGS.md X2: a listening stream is to end cleanly (SDK clients count an abort as a failure).
     rig = STATES[state](listens=listens)
     rig.exchange.expire()
     rig.exchange.expire()
@@ -217,7 +216,6 @@ async def test_a_drain_ends_a_listening_stream_cleanly() -> None:
 @pytest.mark.parametrize("state", [State.ROUTING, State.WAITING, State.STORING], ids=lambda state: state.value)
 async def test_a_drain_before_the_head_ends_the_listening_stream_that_comes(state: State) -> None:
     """Told once, it must be remembered: nobody tells it again."""
-    # BUGS.md X3
     rig = STATES[state](listens=True)
     rig.exchange.drain()
     if rig.exchange.state is State.ROUTING:
@@ -247,7 +245,6 @@ async def test_a_refusal_before_the_head_is_a_whole_answer_with_the_id_of_the_re
 @pytest.mark.parametrize("event", ["refuse", "answer"])
 async def test_after_the_head_there_is_no_other_answer(state: State, event: str) -> None:
     """An illegal move raises before anything is written."""
-    # BUGS.md X4
     rig = STATES[state]()
     before = (rig.wire, list(rig.director.finishes))
     with pytest.raises(IllegalMove):
@@ -264,7 +261,6 @@ ILLEGAL: list[tuple[State, str]] = [
     *((state, "relay") for state in (State.ROUTING, State.HOLDING, State.RELAYING, State.DONE)),
     *((state, "store") for state in State if state is not State.WAITING),
     *((state, "stored") for state in (State.ROUTING, State.HOLDING, State.RELAYING, State.DONE)),
-    *((state, "on_head") for state in (State.HOLDING, State.RELAYING, State.DONE)),
 ]
 
 
@@ -278,12 +274,29 @@ async def test_an_illegal_move_raises_and_shows_nothing(state: State, event: str
         "relay": lambda: rig.exchange.relay(200, [], None),
         "store": lambda: rig.exchange.store(200, [], None),
         "stored": rig.exchange.stored,
-        "on_head": lambda: rig.exchange.on_head(200, Fields(), None),
     }
     with pytest.raises(IllegalMove):
         events[event]()
     assert rig.wire == before[0]
     assert rig.director.finishes == before[1]
+
+
+@pytest.mark.parametrize("state", [State.STORING, State.HOLDING, State.RELAYING, State.DONE])
+@pytest.mark.parametrize("event", ["on_head", "on_whole"])
+async def test_a_second_head_is_a_bug_that_the_client_can_see_and_nobody_else(state: State, event: str) -> None:
+    rig = STATES[state]()
+    before = rig.wire
+    if event == "on_head":
+        rig.exchange.on_head(200, Fields(), None)
+    else:
+        rig.exchange.on_whole(200, Fields(), b"{}")
+    assert len(rig.director.finishes) == 1
+    assert rig.backend.inflight == 0
+    if state is State.DONE:
+        assert rig.wire == before
+    else:
+        assert rig.reply.outcome == ("abort" if state is State.RELAYING else "answer")
+        assert rig.reply.status == (200 if state is State.RELAYING else 500)
 
 
 OUT_OF_TURN = [
@@ -296,7 +309,6 @@ OUT_OF_TURN = [
 @pytest.mark.parametrize(("state", "event"), OUT_OF_TURN, ids=[f"{state.value}-{event}" for state, event in OUT_OF_TURN])
 async def test_a_transport_that_talks_out_of_turn_shows_nothing(state: State, event: str) -> None:
     """It may raise or be ignored; the client must not see it, and the exchange can still end."""
-    # BUGS.md X5
     rig = STATES[state]()
     before = (rig.wire, list(rig.director.finishes))
     error = UpstreamError(Phase.HEAD, "lost", "x", sent=True)
@@ -314,7 +326,6 @@ async def test_a_transport_that_talks_out_of_turn_shows_nothing(state: State, ev
 
 
 async def test_an_end_without_a_head_does_not_leave_the_client_waiting() -> None:
-    # BUGS.md X5
     rig = waiting()
     try:
         rig.exchange.on_end()
@@ -364,6 +375,32 @@ async def test_an_answer_that_outgrows_the_hold_is_streamed_from_then_on() -> No
     assert (rig.reply.outcome, rig.exchange.bytes_out) == ("end", HOLD + 2)
 
 
+@pytest.mark.parametrize("size", [0, 1, HOLD, HOLD + 1, HOLD * 10])
+async def test_an_answer_in_one_piece_leaves_in_one_piece(size: int) -> None:
+    rig = waiting()
+    rig.attempts[0].whole(200, JSON, b"x" * size)
+    assert rig.wire == (False, 200, b"x" * size, "answer")
+    assert (rig.exchange.bytes_out, rig.director.finishes) == (size, [(Fault.NONE, Phase.NONE)])
+
+
+async def test_an_answer_in_one_piece_may_be_stored_first_or_given_up() -> None:
+    rig = Rig()
+    rig.director.decide = lambda exchange, *head: exchange.store(*head)
+    rig.send().whole(200, JSON)
+    assert rig.wire == (False, 0, b"", "")
+    rig.exchange.stored()
+    assert rig.wire == (False, 200, b"{}", "answer")
+    rig = Rig()
+    rig.director.decide = lambda exchange, *head: exchange.retreat()
+    rig.send().whole(503, JSON)
+    rig.director.decide = lambda exchange, *head: exchange.relay(*head)
+    attempt = rig.send()
+    attempt.head(200, JSON)
+    attempt.body(b"second")
+    attempt.end()
+    assert rig.wire == (False, 200, b"second", "answer")
+
+
 async def test_an_event_stream_leaves_chunk_by_chunk() -> None:
     rig = relaying()
     assert (rig.reply.chunks, rig.director.streams) == ([b"data: 1\n\n"], 1)
@@ -396,7 +433,6 @@ async def test_a_listening_answer_of_known_length_never_ends_cleanly_before_its_
 ) -> None:
     """A clean end with fewer bytes than Content-Length keeps the connection, and the client takes
     the next answer for the rest of this one (RFC 9112 section 8)."""
-    # BUGS.md X1
     rig = Rig(listens=True, is_stream=is_stream)
     attempt = rig.send()
     attempt.head(200 if is_stream else 404, JSON, HOLD * 2)
@@ -415,7 +451,6 @@ async def test_a_listening_answer_of_known_length_never_ends_cleanly_before_its_
 
 async def test_a_listening_answer_that_is_no_stream_is_aborted_when_it_breaks_off() -> None:
     """A truncated JSON answer must not look whole, whatever the method."""
-    # BUGS.md X1
     rig = Rig(listens=True)
     attempt = rig.send()
     attempt.head(404, JSON)
@@ -548,7 +583,7 @@ async def test_nothing_keeps_an_exchange_that_is_over(state: State) -> None:
 # -- any sequence ------------------------------------------------------------------------------
 
 
-class AnySequence(RuleBasedStateMachine):  # BUGS.md X1
+class AnySequence(RuleBasedStateMachine):
     """A client, a backend, a registry and a drain that act in any order."""
 
     @initialize(listens=st.booleans(), is_stream=st.booleans(), decision=st.sampled_from(["relay", "store", "refuse"]))
@@ -581,6 +616,13 @@ class AnySequence(RuleBasedStateMachine):  # BUGS.md X1
     @rule()
     def retreat(self) -> None:
         self.rig.exchange.retreat()
+
+    @precondition(lambda self: self.attempt and not self.attempt.has_head)
+    @rule(size=st.sampled_from([0, 10, HOLD + 50]))
+    def whole(self, size: int) -> None:
+        assert self.attempt is not None
+        self.expected = b"x" * size
+        self.attempt.whole(200, JSON, self.expected)
 
     @precondition(lambda self: self.attempt and not self.attempt.has_head)
     @rule(length=st.sampled_from([None, None, 0, 50, HOLD, HOLD + 50]))
@@ -644,6 +686,8 @@ class AnySequence(RuleBasedStateMachine):  # BUGS.md X1
         assert len(rig.director.finishes) == is_over
         assert bool(rig.reply.outcome or rig.reply.is_gone) is is_over
         assert rig.backend.inflight == (self.state not in (State.ROUTING, State.DONE))
+        if rig.reply.outcome == "answer" and rig.reply.status == 200:
+            assert rig.reply.body == self.expected
         if self.attempt is not None and self.state in (State.WAITING, State.HOLDING, State.RELAYING):
             assert self.attempt.is_paused is self.is_paused
         if is_over:

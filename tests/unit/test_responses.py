@@ -19,7 +19,7 @@ def adapted(*lines: Header, status: int = 200, **given: Any) -> Fields | Rejecti
     received = Fields(lines)
     facts = read_facts(received)
     context: dict[str, Any] = {"has_credentials": False, "origin": None, "session_id": b"s1"}
-    outcome = adapt(status, facts, backend=BACKEND, route="/weather/mcp", **(context | given))
+    outcome = adapt(status, received, facts, backend=BACKEND, route="/weather/mcp", **(context | given))
     assert received == list(lines), "the block may be delivered again with another response"
     return outcome
 
@@ -29,7 +29,7 @@ def test_a_head_that_names_nothing_of_ours_passes_as_it_is() -> None:
     facts = read_facts(received)
 
     outcome = adapt(
-        200, facts, backend=BACKEND, route="/mcp", has_credentials=False, origin=None, session_id=b"s1"
+        200, received, facts, backend=BACKEND, route="/mcp", has_credentials=False, origin=None, session_id=b"s1"
     )
 
     assert outcome is received

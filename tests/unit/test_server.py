@@ -225,8 +225,9 @@ async def test_a_second_signal_hurries_but_the_application_still_ends_properly(s
     await until(lambda: "drain" in running.events)
     signal.raise_signal(signal.SIGTERM)
     assert await running.exit_code() == 0
-    assert running.application.events == ["startup", "shutdown"]
     client.close()
+    await until(lambda: running.application.http11.connections == 0)
+    assert running.application.events == ["startup", "shutdown"]
 
 
 async def test_the_grace_is_bounded(start: Start) -> None:
@@ -238,8 +239,9 @@ async def test_the_grace_is_bounded(start: Start) -> None:
     await until(lambda: len(handler.served) == 1)
     signal.raise_signal(signal.SIGTERM)
     assert await running.exit_code() == 0
-    assert running.application.events == ["startup", "shutdown"]
     client.close()
+    await until(lambda: running.application.http11.connections == 0)
+    assert running.application.events == ["startup", "shutdown"]
 
 
 async def test_sigusr1_reopens_the_logs(start: Start) -> None:
@@ -275,16 +277,15 @@ async def test_an_admin_listener_that_cannot_start_is_not_kept_secret() -> None:
             (server, sock), (admin, admin_sock), on_started=lambda: None, on_reopen=lambda: None
         )
     )
-    try:
-        with pytest.raises((OSError, StartupError)):
-            async with asyncio.timeout(1):
-                await asyncio.shield(task)
-    finally:
-        server.should_exit = server.force_exit = True
-        await asyncio.gather(task, return_exceptions=True)
-        admin_sock.close()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            asyncio.get_running_loop().remove_signal_handler(number)
+    await asyncio.wait([task], timeout=1)
+    is_over = task.done()
+    server.should_exit = server.force_exit = True
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    admin_sock.close()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        asyncio.get_running_loop().remove_signal_handler(number)
+    assert is_over
+    assert isinstance(outcome, OSError | StartupError)
 
 
 # -- settings ----------------------------------------------------------------------------------
