@@ -316,16 +316,11 @@ def run(config: Config, *, log_level: str, on_started: Callable[[Address, Addres
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 50)
-
-    async def serve() -> int:
-        try:
-            return await servers.run_servers(
-                (servers.Server(data_config, on_drain=service.drain), data_socket),
-                admin,
-                on_started=lambda: on_started(address, admin_address),
-                on_reopen=service.reopen_logs,
-            )
-        finally:
-            await service.aclose()  # uvicorn leaves its lifespan out when it is hurried
-
-    return uvloop.run(serve())
+    return uvloop.run(
+        servers.run_servers(
+            (servers.Server(data_config, on_drain=service.drain), data_socket),
+            admin,
+            on_started=lambda: on_started(address, admin_address),
+            on_reopen=service.reopen_logs,
+        )
+    )

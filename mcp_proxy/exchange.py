@@ -174,6 +174,7 @@ class Exchange:
         self.tried = (*self.tried, backend.id)
         self.attempts += 1
         self.sent_s = now()
+        self.head_s = 0.0
         backend.inflight += 1
         self._occupies = True
         self._call = call = transport.send(outgoing, self, fresh=fresh)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mcp_proxy import clock
-from mcp_proxy.backends import AVOID_S, Backend, Balance
+from mcp_proxy.backends import Backend, Balance
 from mcp_proxy.upstream import Transport
 
 
@@ -16,7 +16,8 @@ class Pool:
     """``transports`` has one entry per backend id."""
 
     __slots__ = (
-        "_balance", "_by_id", "_is_stateful", "_transports", "authorization", "backends", "is_stateless",
+        "_balance", "_by_id", "_is_stateful",
+        "_probing", "_transports", "authorization", "backends", "is_stateless",
         "lost_after_s", "name", "streams",
     )  # fmt: skip
 
@@ -40,6 +41,7 @@ class Pool:
         anywhere, and a session id that a client makes up means nothing."""
         self._is_stateful = False
         self.streams = 0
+        self._probing: set[str] = set()
         self._balance = balance
         self._transports = dict(transports)
         self._by_id = {backend.id: backend for backend in backends}
@@ -77,16 +79,23 @@ class Pool:
         absent = [
             backend
             for backend in self.backends
-            if backend.unreachable_since_s is not None and backend.avoid_until_s <= at_s
+            if backend.unreachable_since_s is not None
+            and backend.avoid_until_s <= at_s
+            and backend.id not in self._probing
         ]
-        for backend in absent:
-            backend.avoid_until_s = at_s + AVOID_S
+        self._probing.update(backend.id for backend in absent)
         return absent
 
     async def probe(self, backend: Backend) -> None:
-        if await self.transport(backend).probe():
+        """Look for a backend that ``absent`` named. One probe of a backend at a time; a failure
+        counts only if nothing has reached it meanwhile."""
+        try:
+            is_there = await self.transport(backend).probe()
+        finally:
+            self._probing.discard(backend.id)
+        if is_there:
             backend.reached()
-        else:
+        elif backend.unreachable_since_s is not None:
             backend.refused(clock.now())
 
     def is_lost(self, backend: Backend) -> bool:

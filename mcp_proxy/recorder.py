@@ -114,6 +114,7 @@ class Recorder:
         self, request: Request, route: str, rejection: Rejection, status: int, bytes_out: int
     ) -> None:
         """Record an answer that no exchange was made for. ``peer`` is the TCP peer then."""
+        self.flush()  # in the order of what happened
         record = RequestRecord(
             time_s=time.time(),
             route=route,

@@ -66,6 +66,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_drain()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the lifespan out then, and records would be lost
+            await self.lifespan.shutdown()
 
 
 async def run_servers(

@@ -68,10 +68,10 @@ class DoorSettings:
         self.sweep(0.0)
 
     def sweep(self, at_s: float) -> None:
+        self.linger_due.sweep(at_s)  # first: the others lead to it
         self.head_due.sweep(at_s)
         self.body_due.sweep(at_s)
         self.keepalive_due.sweep(at_s)
-        self.linger_due.sweep(at_s)
         if at_s >= self._date_due_s:
             self._date_due_s = at_s + 0.5
             self.date_line = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()

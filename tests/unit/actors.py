@@ -150,10 +150,10 @@ class Attempt:
             self.end()
 
     def fail(self, kind: str = "lost", *, stale: bool = False) -> None:
-        """``refused`` and ``exhausted`` and ``unreached`` (a timeout) are failures to connect."""
+        """``refused unresolved exhausted`` and ``unreached`` (a timeout) are failures to connect."""
         receiver, self._receiver = self._told(), None
         self.is_over = True
-        is_connect = kind in ("refused", "exhausted", "unreached")
+        is_connect = kind in ("refused", "unresolved", "exhausted", "unreached")
         phase = Phase.CONNECT if is_connect else Phase.BODY if self.has_head else Phase.HEAD
         word = "timeout" if kind == "unreached" else kind
         receiver.on_error(UpstreamError(phase, word, "scripted", sent=not is_connect, stale=stale))
@@ -165,12 +165,19 @@ class ScriptedTransport:
     def __init__(self, backend: str, log: list[Attempt]) -> None:
         self.attempts = log
         self.is_closed = False
+        self.is_up = True
+        """What a probe finds."""
+        self.probes = 0
         self._backend = backend
 
     def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Attempt:
         attempt = Attempt(outgoing, receiver, fresh, self._backend)
         self.attempts.append(attempt)
         return attempt
+
+    async def probe(self) -> bool:
+        self.probes += 1
+        return self.is_up
 
     @property
     def open_connections(self) -> int:

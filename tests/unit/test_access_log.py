@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from mcp_proxy.errors import Fault, Phase, StartupError
 from mcp_proxy.telemetry import RequestRecord, Sink
-from mcp_proxy.telemetry.access_log import BUFFER_LIMIT_BYTES, FLUSH_BYTES, PIPE_BUF, TEXT_LIMIT, AccessLog
+from mcp_proxy.telemetry.access_log import (
+    BATCH,
+    BUFFER_LIMIT_BYTES,
+    FLUSH_BYTES,
+    PIPE_BUF,
+    TEXT_LIMIT,
+    AccessLog,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,7 +203,7 @@ def test_lines_wait_for_the_tick(tmp_path: Path) -> None:
 
 def test_a_full_buffer_does_not_wait_for_the_tick(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "access.log")
-    for _ in range(FLUSH_BYTES // len(written(CALL)) + 1):
+    for _ in range(FLUSH_BYTES // len(written(CALL)) + 1 + BATCH):
         log.record(CALL)
     assert (tmp_path / "access.log").stat().st_size > FLUSH_BYTES
     log.close()
@@ -339,7 +346,7 @@ def test_close_gives_up_on_a_stalled_reader_and_is_idempotent(pipe: Pipe) -> Non
     assert log.dropped == 50 - taken
     log.close()
     log.reopen()
-    log.tick(0.0)
     log.record(CALL)
+    log.tick(0.0)
     assert log.dropped == 51 - taken
     assert os.fstat(pipe.writer), "an inherited descriptor stays open"

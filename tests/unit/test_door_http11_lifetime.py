@@ -49,7 +49,7 @@ async def test_a_silent_connection_is_closed_at_the_head_deadline_without_an_ans
     sweep_in(door, HEAD_S - SOON)
     assert door.transport.fate == ""
     sweep_in(door, HEAD_S + SOON)
-    assert (door.transport.fate, door.sent) == ("closed", b"")
+    assert (door.transport.is_closing(), door.sent) == (True, b"")
 
 
 async def test_empty_lines_are_not_a_request() -> None:
@@ -57,7 +57,7 @@ async def test_empty_lines_are_not_a_request() -> None:
     for _ in range(100):
         door.feed(b"\r\n")
     sweep_in(door, HEAD_S + SOON)
-    assert (door.transport.fate, door.sent) == ("closed", b"")
+    assert (door.transport.is_closing(), door.sent) == (True, b"")
 
 
 @pytest.mark.parametrize("start", [b"P", b"POST /mcp HTTP/1.1\r\nHost: door.example\r\nX: "])
@@ -109,7 +109,7 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive() -> None:
     sweep_in(door, KEEPALIVE_S - SOON)
     assert door.transport.fate == ""
     idle_for_long(door)
-    assert (door.transport.fate, door.sent) == ("closed", b"")
+    assert (door.transport.is_closing(), door.sent) == (True, b"")
 
 
 async def test_no_deadline_touches_an_exchange_in_progress() -> None:
@@ -122,7 +122,7 @@ async def test_no_deadline_touches_an_exchange_in_progress() -> None:
     door.served[0].reply.end()
     assert (door.response().framing, door.transport.fate) == ("whole", "")
     idle_for_long(door)
-    assert door.transport.fate == "closed", "idle from now on"
+    assert door.transport.is_closing(), "idle from now on"
 
 
 async def test_the_keep_alive_starts_anew_with_every_answer() -> None:
@@ -148,12 +148,11 @@ async def test_without_a_head_timeout_only_idle_connections_end() -> None:
     door.feed(b"a")
     assert door.response().status == 200
     idle_for_long(door)
-    assert door.transport.fate == "closed"
+    assert door.transport.is_closing()
 
 
 async def test_a_request_that_arrives_at_the_moment_of_the_idle_close_is_not_run() -> None:
     """TLS transports may still deliver what they had decrypted. Nobody would see the answer."""
-    # BUGS.md D11
     closings: list[Callable[[Door], None]] = [idle_for_long, lambda door: door.protocol.shutdown()]
     for close in closings:
         door = served_once(silent_door(FakeTransport(tls=True)))
@@ -223,7 +222,6 @@ async def test_shutdown_ends_a_stream_cleanly_when_the_exchange_does() -> None:
 
 async def test_a_stream_that_is_opened_during_a_drain_is_told_to_drain() -> None:
     """Else it holds the shutdown until the grace is over and is cut off then."""
-    # BUGS.md D12
     door = silent_door()
     door.feed(get()[:10])
     door.protocol.shutdown()
@@ -233,7 +231,6 @@ async def test_a_stream_that_is_opened_during_a_drain_is_told_to_drain() -> None
 
 async def test_shutdown_does_not_start_what_is_queued_behind_the_answer() -> None:
     """A pipelined request that has not begun is not begun: its answer could not be sent."""
-    # BUGS.md D13
     for late in (False, True):
         door = silent_door()
         door.feed(post(b"one") + post(b"two"))
@@ -368,7 +365,6 @@ async def test_a_disconnect_is_told_once_to_whom_it_concerns(state: Callable[[],
 
 @pytest.mark.parametrize("state", STATES)
 async def test_every_state_ends_when_its_deadlines_pass_or_its_exchange_does(state: Callable[[], Door]) -> None:
-    # BUGS.md D10: an idle connection whose client has not read its answer is closed but never ends.
     door = state()
     for served in door.served[-1:]:
         if state in BUSY:

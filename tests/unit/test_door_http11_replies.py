@@ -57,7 +57,6 @@ async def test_a_date_that_the_backend_sent_stays_the_only_one() -> None:
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["answer", "start"])
 async def test_an_answer_without_a_body_has_no_framing(wire: bytes, status: int, is_streamed: bool) -> None:
-    # BUGS.md D7: `start` writes Content-Length: 0 with a 204.
     door, reply = open_door(wire)
     if is_streamed:
         reply.start(status, EVENT_STREAM, 0)
@@ -208,7 +207,6 @@ async def test_a_reader_that_stalls_pauses_the_exchange_and_later_resumes_it() -
 async def test_a_request_behind_an_answer_that_nobody_reads_is_paused_from_its_beginning() -> None:
     """The transport tells ``pause`` once; whoever comes later has to be told by the door. Without
     it a client that pipelines and does not read makes the proxy keep whole answers in memory."""
-    # BUGS.md D8
     door = Door(silent())
     door.transport.is_stalled = True
     door.feed(post(b"one") + post(b"two"))
@@ -224,7 +222,6 @@ async def test_a_request_behind_an_answer_that_nobody_reads_is_paused_from_its_b
 
 
 async def test_a_request_that_arrives_while_an_answer_waits_is_paused_from_its_beginning() -> None:
-    # BUGS.md D8
     door = Door(silent())
     door.transport.is_stalled = True
     door.feed(post(b"one"))
@@ -249,7 +246,6 @@ async def test_a_disconnect_while_paused_is_a_disconnect() -> None:
 @pytest.mark.parametrize("kind", ["close", "shutdown"])
 async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer(kind: str) -> None:
     """The grace of ``LINGER_S`` is for clients that do not read; who reads on must not be cut off."""
-    # BUGS.md D9
     door = Door(silent())
     door.feed(post(b"a", b"Connection: close") if kind == "close" else post(b"a"))
     if kind == "shutdown":
@@ -281,7 +277,6 @@ async def test_a_client_that_stops_reading_its_last_answer_is_cut_off() -> None:
 
 async def test_an_idle_client_that_never_read_its_answer_does_not_keep_its_connection_for_ever() -> None:
     """``close`` waits for what is unsent, so it needs a bound of its own."""
-    # BUGS.md D10
     door = Door(silent())
     door.transport.is_stalled = True
     door.feed(post(b"a"))

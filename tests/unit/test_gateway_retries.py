@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from mcp_proxy import clock
+from mcp_proxy.backends import AVOID_S
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.gateway import DISCOVER_HEAD_S, PIN_RETRY_S, REPEAT_LIMIT
 from tests.tools import PATIENCE_S
+from tests.unit.fakes import settle
 from tests.unit.gatehouse import JSON, Client, Gatehouse, initialize, legacy, modern
 
 ANYWHERE: dict[str, tuple[Any, ...]] = {
@@ -67,7 +69,6 @@ async def test_a_lack_of_descriptors_is_nobody_elses_fault() -> None:
 
 
 async def test_a_lack_of_descriptors_is_recorded_as_the_fault_of_the_proxy() -> None:
-    # BUGS.md G1
     house = Gatehouse(2)
     house.ask(*modern("tools/call"))
     house.attempts[0].fail("exhausted")
@@ -187,7 +188,6 @@ async def test_a_slow_discover_moves_on_but_the_last_backend_gets_all_the_time()
 
 @pytest.mark.parametrize("ending", ["leave", "answer", "refused"])
 async def test_the_clock_of_a_discover_stops_with_it(ending: str) -> None:
-    # BUGS.md G2: a client that leaves stays in the queue with its request's body
     house = Gatehouse(2)
     client = house.ask(*modern("server/discover"))
     if ending == "leave":
@@ -319,7 +319,7 @@ async def test_a_client_that_leaves_during_that_moment_ends_it() -> None:
 async def lost(house: Gatehouse, method: bytes) -> Client:
     owner = house.find(house.open_session())
     for ago_s in (10.1, 5.0, 0.5):
-        owner.refused(clock.now() - ago_s, gap_s=20.0)
+        owner.refused(clock.now() - ago_s)
     client = house.ask(legacy("ping") if method == b"POST" else b"", (b"mcp-session-id", b"s1"), method=method)
     house.take().fail("refused")
     return client
@@ -346,12 +346,49 @@ async def test_the_delete_of_a_lost_session_is_done() -> None:
 
 
 async def test_two_failures_long_apart_are_not_a_long_failure() -> None:
-    """Nothing is known about the time between them: the first after a long quiet one is a restart
-    like any other, and the client must not lose its session for it."""
+    """A backend that has failed is looked for until it is back, also without any traffic; so its
+    next failure is the first one again, and nobody loses a session for it."""
     house = Gatehouse(2)
     owner = house.find(house.open_session())
-    owner.refused(clock.now() - 3600, gap_s=20.0)
+    owner.refused(clock.now() - 3600)
+    house.gateway.sweep(clock.now())
+    await settle()
+    assert [transport.probes for transport in house.transports.values() if transport.probes] == [1]
     client = house.call()
     house.attempts[0].fail("refused")
     assert client.verdict != (404, "session_not_found")
     client.leave()
+    house.assert_quiet()
+
+
+async def test_a_backend_that_stays_away_is_looked_for_now_and_then() -> None:
+    house = Gatehouse(1)
+    backend = house.backends[0]
+    transport = house.transports[backend.id]
+    transport.is_up = False
+    backend.refused(clock.now())
+    since_s = backend.unreachable_since_s
+    for seconds in (0.0, 0.5, 1.0):
+        house.gateway.sweep(clock.now() + seconds)
+    await settle()
+    assert transport.probes == 0, "not at once"
+    for number in range(3):
+        house.gateway.sweep(clock.now() + AVOID_S + 0.1)
+        house.gateway.sweep(clock.now() + AVOID_S + 0.1)
+        await settle()
+        assert transport.probes == number + 1, "one at a time"
+    assert backend.unreachable_since_s == since_s
+    transport.is_up = True
+    house.gateway.sweep(clock.now() + AVOID_S + 0.1)
+    await settle()
+    assert backend.unreachable_since_s is None
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("kind", ["unresolved", "exhausted", "lost", "invalid", "timeout"])
+async def test_only_a_failed_connect_says_that_a_backend_is_away(kind: str) -> None:
+    """Not a resolver that fails, not a lack of descriptors, not a broken answer."""
+    house = Gatehouse(2)
+    house.ask(*modern("tools/call"))
+    house.attempts[0].fail(kind)
+    assert all(backend.unreachable_since_s is None for backend in house.backends)

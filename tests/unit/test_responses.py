@@ -19,7 +19,8 @@ def adapted(*lines: Header, status: int = 200, **given: Any) -> Fields | Rejecti
     received = Fields(lines)
     facts = read_facts(received)
     context: dict[str, Any] = {"has_credentials": False, "origin": None, "session_id": b"s1"}
-    outcome = adapt(status, received, facts, backend=BACKEND, route="/weather/mcp", **(context | given))
+    headers = facts.changed or received
+    outcome = adapt(status, headers, facts, backend=BACKEND, route="/weather/mcp", **(context | given))
     assert received == list(lines), "the block may be delivered again with another response"
     return outcome
 

@@ -124,7 +124,6 @@ def test_a_taken_port_is_named_with_its_cure() -> None:
 
 def test_a_port_is_taken_from_the_moment_it_is_bound() -> None:
     """Of two proxies that are started together one must be told, before it says that it runs."""
-    # BUGS.md S1: SO_REUSEADDR lets both bind; the second fails in listen, with a traceback.
     with servers.bind("127.0.0.1", 0) as first, pytest.raises(StartupError):
         servers.bind("127.0.0.1", first.getsockname()[1]).close()
 
@@ -145,7 +144,6 @@ def test_ipv6_is_bound() -> None:
 async def test_connections_are_probed_by_the_kernel(start: Start) -> None:
     """A client that vanished without FIN would else keep its idle stream, its session and its
     backend's stream for ever."""
-    # BUGS.md S4
     with servers.bind("127.0.0.1", 0) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
@@ -214,7 +212,6 @@ async def test_a_stream_is_told_to_drain_and_the_process_waits_for_it(start: Sta
 
 async def test_a_second_signal_hurries_but_the_application_still_ends_properly(start: Start) -> None:
     """What is left must be recorded and log files flushed, even in a hurry."""
-    # BUGS.md S3: uvicorn skips the lifespan's shutdown when forced.
     handler = ScriptedHandler()
     handler.respond = None
     running = await start(Application(handler))
@@ -264,7 +261,6 @@ async def test_an_application_that_cannot_start_is_exit_code_3() -> None:
 
 
 async def test_an_admin_listener_that_cannot_start_is_not_kept_secret() -> None:
-    # BUGS.md S2: its task fails, nobody looks, and the proxy runs without ever saying "started".
     class Failing(servers.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             raise OSError("cannot listen")
