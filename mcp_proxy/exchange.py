@@ -299,13 +299,16 @@ class Exchange:
     def on_head(self, status: int, headers: Fields, length: int | None) -> None:
         self.head_s = now()
         try:
+            if self.state is not State.WAITING:
+                raise IllegalMove(f"{self.state.value} -> head")
             self._director.on_head(self, status, headers, length)
         except Exception:
             self.crash()
 
     def on_whole(self, status: int, headers: Fields, body: bytes) -> None:
         self._call = None
-        self._whole = body
+        if self.state is State.WAITING:
+            self._whole = body
         self.on_head(status, headers, len(body))
 
     def on_body(self, chunk: bytes) -> None:

@@ -134,16 +134,29 @@ def test_a_backend_is_lost_when_it_was_unreachable_for_long(lost_after_s: float,
     assert not pool.is_lost(A)
 
 
-def test_absent_backends_are_looked_for_at_intervals() -> None:
-    pool, _ = make()
-    A.refused(100.0)
+async def test_absent_backends_are_looked_for_at_intervals_and_by_one_probe_at_a_time() -> None:
+    pool, transports = make()
+    transports[0].is_there = False
+    since_s = clock.now()
+    A.refused(since_s)
 
-    assert pool.absent(100.0 + AVOID_S - 0.1) == []
-    assert pool.absent(100.0 + AVOID_S) == [A]
-    assert pool.absent(100.0 + AVOID_S) == []
-    assert pool.absent(100.0 + 2 * AVOID_S) == [A]
+    assert pool.absent(since_s + AVOID_S - 0.1) == []
+    assert pool.absent(since_s + AVOID_S) == [A]
+    assert pool.absent(since_s + 9 * AVOID_S) == [], "the probe is still on its way"
+    await pool.probe(A)
+    assert pool.absent(clock.now()) == []
+    assert pool.absent(clock.now() + 2 * AVOID_S) == [A]
     A.reached()
-    assert pool.absent(200.0) == []
+    assert pool.absent(clock.now() + 9 * AVOID_S) == []
+
+
+async def test_a_probe_that_fails_late_does_not_undo_that_the_backend_was_reached() -> None:
+    pool, transports = make()
+    transports[0].is_there = False
+
+    await pool.probe(A)
+
+    assert A.unreachable_since_s is None
 
 
 async def test_a_probe_that_gets_through_ends_the_absence() -> None:
