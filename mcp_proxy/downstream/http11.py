@@ -1,11 +1,9 @@
 """The hardened door: an HTTP/1.1 server protocol for uvicorn's ``http=`` hook.
 
-Rules of this file: llhttp (httptools) decides what is valid; this file cuts the stream into
-messages. A parser lives for one message and never sees a byte beyond it. Hence nothing can be
-parsed as a new request that was sent as a body (``Upgrade``, RFC 9110 section 7.8), a
-pipelined request never hides the end of the connection, and trailer fields are checked by the
-parser and read by nobody. Every wait has a deadline and every size a limit. An answer given
-before the request was read whole closes the connection.
+Rules of this file: what is a request is decided by ``reader.py``; this file serves one request
+at a time and answers it. A pipelined request never hides the end of the connection. Every wait
+has a deadline and every buffer a limit. An answer given before the request was read whole closes
+the connection, in a way that lets the client read it.
 
 A client repeats its heads, but for the number in Content-Length. A head that was accepted
 once on a connection is accepted again if it has the same bytes, without being parsed again.
@@ -14,21 +12,16 @@ once on a connection is accepted again if it has the same bytes, without being p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 import httptools
 
-from mcp_proxy.chunked import ChunkedFeeder
+from mcp_proxy.downstream.reader import Head, Refused
 from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
-from mcp_proxy.headers import VALUE_LIMIT, parse_line
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
-
-TARGET_LIMIT: Final = 8 * 1024
-"""Request target. nginx and most CDNs stop there."""
 
 PIPELINE_LIMIT: Final = 64 * 1024
 """Bytes accepted behind a request that is being answered. Reading never stops (that would
@@ -37,10 +30,6 @@ hide the client's disconnect), so the bound ends the connection instead."""
 LINGER_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body that are read and dropped so that the client can read the answer
 before the close (RFC 9112 section 9.6)."""
-
-CHUNK_OVERHEAD: Final = 16 * 1024
-"""Chunked framing may take as much as the body plus this: extensions and one-byte chunks
-are a way to spend our time (CVE-2023-39326)."""
 
 
 class State(Enum):
@@ -58,11 +47,10 @@ class Http11Protocol(asyncio.Protocol):
     """One connection. Implements Reply for the request it is serving."""
 
     __slots__ = (
-        "__weakref__", "_admission", "_body_bytes", "_chunked", "_connections", "_conversation", "_feeder",
-        "_has_served", "_headers_done", "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10",
-        "_is_surplus", "_keep_alive", "_left", "_must_close", "_parser", "_parts", "_peer", "_pending",
-        "_raw", "_repeated", "_reply_chunked", "_scheme", "_seen", "_settings", "_state", "_transport",
-        "_unsent", "_wire_bytes", "is_complete", "on_body",
+        "__weakref__", "_admission", "_connections", "_conversation", "_dropped", "_has_served",
+        "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_is_surplus", "_keep_alive",
+        "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_scheme",
+        "_settings", "_state", "_transport", "_unsent",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -87,24 +75,14 @@ class Http11Protocol(asyncio.Protocol):
         self._must_close = False
         self._pending = b""
         # request
-        self._raw = b""
-        self._parts: list[bytes] = []
-        self.on_body: Callable[[bytes], None] = self._parts.append
-        """Called by the parser; a bound C method spares a Python frame per chunk."""
-        self._headers_done = False
-        self.is_complete = False
-        self._keep_alive = False
-        self._is_http10 = False
-        self._chunked = False
-        self._left = 0
-        self._wire_bytes = 0
-        self._body_bytes = 0
-        self._feeder: ChunkedFeeder | None = None
-        self._seen = 0
+        self._reader = self._settings.reader()
         self._is_head = False
+        self._is_http10 = False
+        self._keep_alive = False
         self._has_served = False
+        self._dropped = 0
+        """Bytes of an unwanted body."""
         self._admission: Admission | None = None
-        self._parser: httptools.HttpRequestParser | None = None
         self._repeated: RepeatedHead[Admission] | None = None
         # response
         self._conversation: Conversation | None = None
@@ -139,8 +117,9 @@ class Http11Protocol(asyncio.Protocol):
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.disconnect()
-        self._raw = self._pending = b""
-        self._parser = self._feeder = self._repeated = None  # they refer back to this object
+        self._pending = b""
+        self._repeated = None
+        self._reader.clear()
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -160,7 +139,7 @@ class Http11Protocol(asyncio.Protocol):
                     data, self._pending = self._pending + data, b""
                 elif (
                     self._repeated is not None
-                    and not self._raw
+                    and self._reader.is_empty
                     and self._serve_repeated(self._repeated, data)
                 ):
                     return
@@ -173,13 +152,13 @@ class Http11Protocol(asyncio.Protocol):
                 self._drop(data)
         except httptools.HttpParserError:
             self._refuse(Rejection("bad_request", "the request is not valid HTTP/1.1"))
-        except _Refused as refused:
+        except Refused as refused:
             self._refuse(refused.rejection, refused.request)
 
     def shutdown(self) -> None:
         """uvicorn stops: close when idle, finish what is in progress, end idle streams."""
         self._must_close = self._is_draining = True
-        if self._state is State.HEAD and not self._raw:
+        if self._state is State.HEAD and self._reader.is_empty:
             self._leave()
         elif self._conversation is not None:
             self._conversation.drain()
@@ -187,11 +166,12 @@ class Http11Protocol(asyncio.Protocol):
     # --- reading requests ------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
+        reader = self._reader
         while data:
             if self._state is State.HEAD:
                 data = self._read_head(data)
             elif self._state is State.BODY:
-                data = self._read_body(data)
+                data = reader.read_body(data)
             elif self._state is State.SERVING:
                 self._pipeline(data)
                 return
@@ -200,7 +180,7 @@ class Http11Protocol(asyncio.Protocol):
                 return
             else:
                 return
-            if self.is_complete and self._state is State.BODY:
+            if reader.is_complete and self._state is State.BODY:
                 self._serve()
 
     def _serve_repeated(self, repeated: RepeatedHead[Admission], data: bytes) -> bool:
@@ -217,164 +197,48 @@ class Http11Protocol(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes:
         """Take a head from ``data``; returns what follows it."""
-        known = len(self._raw)
-        if not known and data[0] in b"\r\n":
-            return data.lstrip(b"\r\n")  # RFC 9112 section 2.2: empty lines before a request
-        raw = self._raw + data if known else data
-        end = raw.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
-        limit = self._settings.head_limit
-        if end == 3 or end > limit:
-            if len(raw) > limit or end > limit:
-                reason = "head_too_large" if b"\r\n" in raw[: TARGET_LIMIT + 32] else "uri_too_long"
-                raise _Refused(reason, f"the limit is {limit} bytes")
-            self._feed_head(data, raw)  # refuses garbage now instead of at the deadline
-            if self._headers_done:
-                raise _Refused("bad_request", "the head has bare line ends")
-            if not known and self._has_served:  # the first head's deadline runs from the accept
-                self._settings.head_due.arm(self)
-            self._raw = raw
-            return b""
-        self._raw = b""
-        head = raw[:end]
-        self._feed_head(raw[known:end] if known else head, head)
-        if not self._headers_done:
-            raise _Refused("bad_request", "the head is not complete")
-        self._open(head)
-        return raw[end:]
+        reader = self._reader
+        was_empty = reader.is_empty
+        head, rest = reader.read_head(data)
+        if head is not None:
+            self._admit(head)
+        elif was_empty and not reader.is_empty and self._has_served:
+            self._settings.head_due.arm(self)  # that of the first head runs from the accept
+        return rest
 
-    def _feed_head(self, new: bytes, head: bytes) -> None:
-        """Feed the ``new`` bytes of ``head``, which is all of it so far."""
-        parser = self._parser
-        if parser is None:
-            self._parser = parser = httptools.HttpRequestParser(self)
-            self._headers_done = self.is_complete = False
-        try:
-            parser.feed_data(new)
-        except httptools.HttpParserUpgrade:
-            if head.startswith(b"CONNECT "):
-                raise _Refused("method_not_allowed", "this is not a forward proxy") from None
-            # The parser would stop here and leave the body to be read as another request.
-            # The upgrade is declined (RFC 9110 section 7.8 lets a server ignore it) by
-            # parsing the head again without it. Java clients send ``Upgrade: h2c`` always.
-            self._parser = parser = httptools.HttpRequestParser(self)
-            self._headers_done = self.is_complete = False
-            parser.feed_data(_without_upgrade(head))
-
-    def _open(self, head: bytes) -> None:
-        """The head is valid: read its fields, ask the gateway, get ready for the body."""
-        lines = head[:-4].split(b"\r\n")
-        request_line = lines[0].split(b" ")
-        if len(request_line) != 3:
-            raise _Refused("bad_request", "the request line must be method, target and version")
-        method, target, version = request_line
-        if version != b"HTTP/1.1" and version != b"HTTP/1.0":
-            raise _Refused("http_version", "use HTTP/1.1")
-        self._is_http10 = version == b"HTTP/1.0"
-        self._is_head = method == b"HEAD"
-        if len(lines) - 1 > self._settings.fields_limit:
-            raise _Refused("head_too_large", f"the limit is {self._settings.fields_limit} header fields")
-        headers, length, expects = self._read_fields(lines[1:])
-        if len(head) > VALUE_LIMIT:
-            _check_values(headers)
-        if target[:1] != b"/":
-            target = _origin_form(target, headers)
-        if len(target) > TARGET_LIMIT:
-            raise _Refused("uri_too_long", f"the limit is {TARGET_LIMIT} bytes")
-        request = Request(method, target, headers, self._peer, self._scheme)
-        self._begin_body(request, head, length, expects)
-
-    def _read_fields(self, lines: list[bytes]) -> tuple[Headers, int, bool]:
-        """Fields, Content-Length, and whether 100-continue is expected; notes ``_chunked``."""
-        headers: Headers = []
-        length = 0
-        self._chunked = False
-        expects = False
-        for line in lines:
-            pair = parse_line(line)
-            headers.append(pair)
-            name, value = pair
-            if name in _FRAMING:
-                if name == b"content-length":
-                    length = int(value)
-                elif name == b"transfer-encoding":
-                    self._check_coding(value)
-                elif value.lower() == b"100-continue":
-                    expects = True
-                else:
-                    raise _Refused("expectation_failed", "only 100-continue is understood")
-        return headers, length, expects
-
-    def _check_coding(self, value: bytes) -> None:
-        """RFC 9112 section 6.1: a coding that is not understood is 501; HTTP/1.0 has none."""
-        if self._is_http10 or self._chunked or value.lower() != b"chunked":
-            raise _Refused("not_implemented", "only the transfer coding chunked is understood")
-        self._chunked = True
-
-    def _begin_body(self, request: Request, head: bytes, length: int, expects: bool) -> None:
+    def _admit(self, head: Head) -> None:
+        """Ask the gateway, get ready for the body."""
         settings = self._settings
         self._state = State.BODY
-        self._left = length
-        self._wire_bytes = self._body_bytes = self._seen = 0
-        has_body = length > 0 or self._chunked
-        if has_body and request.method != b"POST":
-            raise _Refused("bad_request", "only POST has a body here", request)
+        self._is_head = head.method == b"HEAD"
+        self._is_http10 = head.is_http10
+        self._keep_alive = head.keep_alive
+        request = Request(head.method, head.target, head.headers, self._peer, self._scheme)
+        if head.has_body and head.method != b"POST":
+            raise Refused(Rejection("bad_request", "only POST has a body here"), request)
         admission = settings.handler.admit(request)
         if isinstance(admission, Rejection):
-            raise _Refused(admission.reason, request=request, rejection=admission)
-        if length > settings.handler.body_limit:
-            raise _Refused("body_too_large", f"the limit is {settings.handler.body_limit} bytes", request)
+            raise Refused(admission, request)
+        limit = settings.handler.body_limit
+        if head.length > limit:
+            raise Refused(Rejection("body_too_large", f"the limit is {limit} bytes"), request)
         if self._is_surplus:
-            raise _Refused("overloaded", "too many connections", request)
+            raise Refused(Rejection("overloaded", "too many connections"), request)
         self._admission = admission
-        if self._chunked and self._parser is not None:
-            self._feeder = ChunkedFeeder(self._parser, self)
-        else:
-            self._parser = None
-        if not has_body:
+        if not head.has_body:
             self._serve()
             return
         settings.body_due.arm(self)
-        if expects:
-            if not self._is_http10:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif length and not self._closes():
-            self._repeated = RepeatedHead.of(head, admission)
-
-    def _read_body(self, data: bytes) -> bytes:
-        """Take body bytes from ``data``; returns what is behind the request."""
-        if self._chunked:
-            return self._read_chunked(data)
-        left = self._left
-        rest = b""
-        if len(data) >= left:
-            data, rest = data[:left], data[left:]
-            self.is_complete = True
-        self._left = left - len(data)
-        self._parts.append(data)
-        return rest
-
-    def _read_chunked(self, data: bytes) -> bytes:
-        assert self._feeder is not None
-        rest = self._feeder.feed(data)
-        parts = self._parts
-        self._body_bytes += sum(map(len, parts[self._seen :]))
-        self._seen = len(parts)
-        self._wire_bytes += len(data) - len(rest)
-        if self._body_bytes > self._settings.handler.body_limit:
-            raise _Refused("body_too_large", f"the limit is {self._settings.handler.body_limit} bytes")
-        if self._wire_bytes > 2 * self._body_bytes + CHUNK_OVERHEAD:
-            raise _Refused("bad_request", "the chunked framing is larger than the body")
-        return rest
+        if head.expects and not head.is_http10:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif not head.expects and head.length and not self._closes():
+            self._repeated = RepeatedHead.of(head.raw, admission)
 
     def _serve(self) -> None:
         """The request is whole."""
         self._state = State.SERVING
-        self.is_complete = self._headers_done = False
-        self._parser = self._feeder = None
         self._has_served = True
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        body = self._reader.take_body()
         admission, self._admission = self._admission, None
         assert admission is not None
         conversation = self._settings.handler.handle(admission, body, self)
@@ -402,8 +266,8 @@ class Http11Protocol(asyncio.Protocol):
             self.data_received(data)
 
     def _drop(self, data: bytes) -> None:
-        self._wire_bytes += len(data)
-        if self._wire_bytes > LINGER_LIMIT:
+        self._dropped += len(data)
+        if self._dropped > LINGER_LIMIT:
             self._state = State.CLOSED
             self._transport.abort()
 
@@ -416,16 +280,6 @@ class Http11Protocol(asyncio.Protocol):
                 Request(b"", b"", [], self._peer, self._scheme) if admission is None else admission.request
             )
         self._settings.handler.refuse(request, rejection, self)
-
-    # --- httptools callbacks ---------------------------------------------------------
-
-    def on_headers_complete(self) -> None:
-        self._headers_done = True
-        assert self._parser is not None
-        self._keep_alive = self._parser.should_keep_alive()
-
-    def on_message_complete(self) -> None:
-        self.is_complete = True
 
     # --- Reply -----------------------------------------------------------------------
 
@@ -477,7 +331,7 @@ class Http11Protocol(asyncio.Protocol):
         return b"".join((STATUS_LINES[status], block, date, framing, end, body))
 
     def _closes(self) -> bool:
-        return self._must_close or not self._keep_alive or self._is_http10
+        return self._must_close or not self._keep_alive
 
     def _finish(self) -> None:
         """The answer is complete: next request, or close."""
@@ -499,7 +353,7 @@ class Http11Protocol(asyncio.Protocol):
             # could destroy the answer before the client has read it.
             self._settings.linger_due.arm(self)
             self._state = State.LINGERING
-            self._wire_bytes = 0
+            self._dropped = 0
             self._pending = b""
             if self._transport.can_write_eof():  # not with TLS: the client reads Connection: close
                 self._transport.write_eof()
@@ -516,7 +370,7 @@ class Http11Protocol(asyncio.Protocol):
     def expire_head(self) -> None:
         """``limits.head_timeout`` after accept, or after the first byte of a later head."""
         if self._state is State.HEAD:
-            if self._raw:
+            if not self._reader.is_empty:
                 self._refuse(Rejection("request_timeout", "the request head took too long"))
             elif not self._has_served:
                 self._leave()
@@ -528,7 +382,7 @@ class Http11Protocol(asyncio.Protocol):
     def expire_keepalive(self) -> None:
         # Not re-armed at every answer: a dictionary move per request would buy a precision that
         # nobody needs. An idle connection is closed after one to two times the delay.
-        if self._state is State.HEAD and not self._raw and not self._is_fresh:
+        if self._state is State.HEAD and self._reader.is_empty and not self._is_fresh:
             self._leave()
         else:
             self._is_fresh = False
@@ -545,8 +399,6 @@ class Http11Protocol(asyncio.Protocol):
 
 _BODYLESS: Final = frozenset((204, 304))
 
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
-
 
 def _status_line(status: int) -> bytes:
     try:
@@ -557,55 +409,3 @@ def _status_line(status: int) -> bytes:
 
 
 STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
-
-
-class _Refused(Exception):
-    """The request is answered here and now, and the connection closes."""
-
-    def __init__(
-        self,
-        reason: str,
-        detail: str = "",
-        request: Request | None = None,
-        *,
-        rejection: Rejection | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.rejection = rejection or Rejection(reason, detail)
-        self.request = request
-
-
-def _without_upgrade(head: bytes) -> bytes:
-    """The head with Upgrade, HTTP2-Settings and Connection removed; ``close`` is kept."""
-    lines = head[:-4].split(b"\r\n")
-    kept = lines[:1]
-    closes = False
-    for line in lines[1:]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name == b"connection":
-            closes = closes or b"close" in {token.strip() for token in value.lower().split(b",")}
-        elif name not in _UPGRADE_FIELDS:
-            kept.append(line)
-    if closes:
-        kept.append(b"connection: close")
-    return b"\r\n".join(kept) + b"\r\n\r\n"
-
-
-_UPGRADE_FIELDS: Final = frozenset((b"upgrade", b"http2-settings"))
-
-
-def _origin_form(target: bytes, headers: Headers) -> bytes:
-    """Absolute-form (RFC 9112 section 3.2.2) is accepted if it names the very Host."""
-    scheme, mark, rest = target.partition(b"://")
-    if mark and scheme.lower() in (b"http", b"https"):
-        authority, slash, path = rest.partition(b"/")
-        hosts = [value for name, value in headers if name == b"host"]
-        if slash and hosts == [authority]:
-            return b"/" + path
-    raise _Refused("bad_request", "the request target must be a path on this host")
-
-
-def _check_values(headers: Headers) -> None:
-    if any(len(value) > VALUE_LIMIT for _, value in headers):
-        raise _Refused("head_too_large", f"a header value is longer than {VALUE_LIMIT} bytes")

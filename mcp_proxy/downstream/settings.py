@@ -13,6 +13,7 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 
 from mcp_proxy.clock import Deadlines
+from mcp_proxy.downstream.reader import RequestReader
 from mcp_proxy.wire import Handler
 
 KEEPALIVE_S: Final = 75.0
@@ -75,6 +76,12 @@ class DoorSettings:
         if at_s >= self._date_due_s:
             self._date_due_s = at_s + 0.5
             self.date_line = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
+
+    def reader(self) -> RequestReader:
+        """For a new connection."""
+        return RequestReader(
+            head_limit=self.head_limit, fields_limit=self.fields_limit, body_limit=self.handler.body_limit
+        )
 
     def count_connection(self) -> int:
         """A connection was accepted; how many there are with it."""

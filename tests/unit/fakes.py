@@ -69,6 +69,8 @@ class FakeTransport(asyncio.Transport):
 
     def peer_reads(self, count: int | None = None) -> None:
         """The peer takes ``count`` bytes of what waits, or all of it."""
+        if self._is_gone:
+            return
         taken = self.buffered[:count]
         del self.buffered[: len(taken)]
         self.sent += taken

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mcp_proxy.downstream.http11 import CHUNK_OVERHEAD, LINGER_LIMIT, PIPELINE_LIMIT, TARGET_LIMIT
+from mcp_proxy.downstream.http11 import LINGER_LIMIT, PIPELINE_LIMIT
+from mcp_proxy.downstream.reader import CHUNK_OVERHEAD, TARGET_LIMIT
 from mcp_proxy.headers import VALUE_LIMIT
 from mcp_proxy.wire import Rejection
 from tests.unit.doorway import BODY_LIMIT, CHUNKED, Door, ScriptedHandler, chunked, get, post, settings

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 
-from mcp_proxy.downstream.settings import LINGER_S
+from mcp_proxy import clock
+from mcp_proxy.downstream.http11 import Http11Protocol
+from mcp_proxy.downstream.settings import LINGER_S, DoorSettings
 from mcp_proxy.wire import Reply
-from tests.unit.doorway import CHUNKED, Door, ScriptedHandler, Served, chunked, get, post
+from tests.tools import PATIENCE_S
+from tests.tools.client import Client
+from tests.unit.doorway import CHUNKED, Door, ScriptedHandler, Served, chunked, get, post, settings
 from tests.unit.fakes import HIGH_WATER, read_response, settle
 
 REQUESTS = {
@@ -263,6 +270,63 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer(kind: str)
     assert door.transport.lost == [None]
 
 
+async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer_with_bytes_behind_its_request() -> None:
+    # BUGS.md D9b
+    door = Door(silent())
+    door.feed(post(b"a", b"Connection: close"), b"behind")
+    door.transport.is_stalled = True
+    door.served[0].reply.answer(200, [], b"x" * 1_000_000)
+    for number in range(10):
+        door.transport.peer_reads(110_000)
+        _sweep_in(door, (number + 1) * LINGER_S * 0.75)
+        await settle()
+    assert door.response().framing == "whole"
+
+
+async def test_a_client_on_a_real_socket_that_reads_slowly_gets_all_of_its_last_answer() -> None:
+    """The kernel holds megabytes, and says that it can take more only when a good part of them has
+    been acknowledged: the transport's own buffer does not tell whether the client reads."""
+    # BUGS.md D9b
+    handler = silent()
+    process = settings(handler)
+    connections: set[object] = set()
+    config = SimpleNamespace(loaded=True, loaded_app=SimpleNamespace(http11=process))
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Http11Protocol(config, SimpleNamespace(connections=connections)), "127.0.0.1", 0
+    )
+    client = await Client.connect(server.sockets[0].getsockname()[1], receive_buffer=65536)
+    try:
+        received = await _read_slowly(client, handler, process, 6_000_000)
+    finally:
+        client.close()
+        server.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while connections:
+                await asyncio.sleep(0.001)
+    assert received > 6_000_000
+
+
+async def _read_slowly(client: Client, handler: ScriptedHandler, process: DoorSettings, size: int) -> int:
+    """Read 200 KB, let two seconds pass, and so on; how much came before the end."""
+    await client.send(post(b"a", b"Connection: close"))
+    async with asyncio.timeout(PATIENCE_S):
+        while not handler.served:
+            await asyncio.sleep(0.001)
+        handler.served[0].reply.answer(200, [], b"x" * size)
+        received = step = 0
+        while True:
+            step += 1
+            while received < step * 200_000:
+                try:
+                    piece = await client.receive()
+                except ConnectionResetError:
+                    return received
+                if not piece:
+                    return received
+                received += len(piece)
+            process.sweep(clock.now() + step * (LINGER_S + 0.1))
+
+
 async def test_a_client_that_stops_reading_its_last_answer_is_cut_off() -> None:
     door = Door(silent())
     door.feed(post(b"a", b"Connection: close"))
@@ -289,8 +353,6 @@ async def test_an_idle_client_that_never_read_its_answer_does_not_keep_its_conne
 
 
 def _sweep_in(door: Door, seconds: float) -> None:
-    from mcp_proxy import clock
-
     door.process.sweep(clock.now() + seconds)
 
 

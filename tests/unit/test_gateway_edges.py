@@ -195,7 +195,6 @@ async def test_a_record_tells_what_was_asked_and_of_whom_but_no_session_id() -> 
 
 
 async def test_the_time_of_the_backend_is_that_of_the_last_attempt_and_never_negative() -> None:
-    # BUGS.md G8: head_s stays from an attempt that was abandoned
     house = Gatehouse(2)
     house.ask(*modern("server/discover"))
     house.attempts[0].head(500, [JSON])
@@ -238,7 +237,6 @@ async def test_a_bug_in_the_routing_is_a_500_and_not_a_lost_client() -> None:
 
 @pytest.mark.parametrize("where", ["head", "error"])
 async def test_a_bug_while_a_backend_answers_does_not_leave_the_client_waiting(where: str) -> None:
-    # BUGS.md G4: only `handle` catches; here the exception goes into the transport's callback.
     house = Gatehouse(2, pool=BrokenLater)
     client = house.ask(*modern("server/discover"))
     house.pool.is_broken = True  # type: ignore[attr-defined]
@@ -295,7 +293,6 @@ def exchanges() -> int:
 @pytest.mark.parametrize("ending", ["answer", "fail", "refused", "leave", "stream", "retry", "store"])
 async def test_nothing_keeps_an_exchange_that_is_over(ending: str) -> None:
     """Without the garbage collector's help: with it, a burst would keep its bodies for seconds."""
-    # BUGS.md G2: a discover that is left
     house = Gatehouse(2, store=(lambda house: SlowStore()) if ending == "store" else None)
     gc.collect()
     before = exchanges()
@@ -343,7 +340,7 @@ REQUESTS: list[Callable[[Gatehouse], Client]] = [
     lambda house: house.ask(b"nonsense"),
 ]
 ACTIONS = [
-    "ask", "ask", "head", "stream", "body", "end", "fail", "refuse", "stale", "leave", "pause", "resume", "drain",
+    "ask", "ask", "head", "stream", "whole", "body", "end", "fail", "refuse", "stale", "leave", "pause", "resume", "drain",
     "expire", "store", "store", "store fails", "sweep",
 ]  # fmt: skip
 
@@ -371,10 +368,15 @@ async def test_whatever_happens_everything_is_given_back(data: st.DataObject, st
     await settle()
     while store.asked:
         await store.answer(None)
+    goodbyes = [attempt for attempt in house.attempts if not attempt.is_over]
+    assert {attempt.outgoing.method for attempt in goodbyes} <= {b"DELETE"}
+    for attempt in goodbyes:
+        attempt.answer(200, b"")
     await house.gateway.aclose()
     assert len(house.journal.records) == len(clients)
     assert not any(store.held.values())
     house.gateway.sweep(1e12)
+    await settle()
     house.assert_quiet()
     for client in clients:
         if client.reply.outcome == "answer" and client.reply.reason and client.reply.body:
@@ -409,10 +411,11 @@ def _act_as_backend(house: Gatehouse, action: str, number: int) -> None:
     if not waiting:
         return
     attempt = waiting[number % len(waiting)]
-    if action in ("head", "stream") and not attempt.has_head:
+    if action in ("head", "stream", "whole") and not attempt.has_head:
         status = (200, 200, 200, 404, 500, 503)[number % 6]
         issued = [(SESSION, b"s%d" % number)] if number % 2 else []
-        attempt.head(status, [JSON if action == "head" else EVENTS, *issued])
+        headers = [EVENTS if action == "stream" else JSON, *issued]
+        attempt.whole(status, headers) if action == "whole" else attempt.head(status, headers)
     elif action == "body" and attempt.has_head:
         attempt.body(b"x" * (1 + 40 * number))
     elif action == "end" and attempt.has_head:
