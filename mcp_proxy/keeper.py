@@ -8,21 +8,20 @@ a session that nobody was told of is ended again, here and at its backend.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final
 
 from mcp_proxy.errors import Fault, StoreError, UpstreamError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.sessions import SessionKey, SessionRecord, SessionStore
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
-from mcp_proxy.upstream import Outgoing
+from mcp_proxy.upstream import Call, Outgoing
 from mcp_proxy.wire import Fields, Rejection
 
 logger = logging.getLogger("mcp_proxy")
-
-T = TypeVar("T")
 
 Found = Callable[[Exchange, SessionRecord | None], None]
 """Gets the owner of the exchange's session, None if there certainly is none."""
@@ -121,7 +120,9 @@ class SessionKeeper:
         headers = Fields(
             [pair for pair in forward if pair[0] not in _OF_THE_BODY] + [(b"mcp-session-id", key.session_id)]
         )
-        exchange.pool.transport(backend).send(Outgoing(b"DELETE", backend.path, headers, b""), _Nobody())
+        outgoing = Outgoing(b"DELETE", backend.path, headers, b"")
+        farewell = _Farewell()
+        farewell.begin(exchange.pool.transport(backend).send(outgoing, farewell))
 
     # --- its end ---------------------------------------------------------------------
 
@@ -158,11 +159,40 @@ class SessionKeeper:
 _OF_THE_BODY = frozenset((b"content-type", b"accept", b"mcp-session-id"))
 
 
-class _Nobody:
-    """Receives an answer that nobody waits for."""
+FAREWELL_S: Final = 5.0
+"""A backend that has not answered by then keeps its session until it reaps it."""
 
-    def on_whole(self, status: int, headers: Fields, body: bytes) -> None: ...
+
+class _Farewell:
+    """Receives an answer that nobody waits for, within bounds."""
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, call: Call) -> None:
+        self._call = call
+        self._timer = asyncio.get_running_loop().call_later(FAREWELL_S, self._expire)
+
+    def on_whole(self, status: int, headers: Fields, body: bytes) -> None:
+        self._over()
+
     def on_head(self, status: int, headers: Fields, length: int | None) -> None: ...
+
     def on_body(self, chunk: bytes) -> None: ...
-    def on_end(self) -> None: ...
-    def on_error(self, error: UpstreamError) -> None: ...
+
+    def on_end(self) -> None:
+        self._over()
+
+    def on_error(self, error: UpstreamError) -> None:
+        self._over()
+
+    def _expire(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        self._over()
+
+    def _over(self) -> None:
+        self._call = None
+        if self._timer is not None:
+            self._timer.cancel()

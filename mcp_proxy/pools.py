@@ -93,6 +93,8 @@ class Pool:
             is_there = await self.transport(backend).probe()
         finally:
             self._probing.discard(backend.id)
+        if is_there is None:
+            return
         if is_there:
             backend.reached()
         elif backend.unreachable_since_s is not None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import socket
+import struct
+import termios
 from typing import Final
 
 KEEPALIVE_IDLE_S: Final = 60
@@ -22,3 +26,20 @@ def keep_alive(sock: socket.socket) -> None:
         option = getattr(socket, name, None)  # not on every system
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """What the peer has not acknowledged yet: the transport's buffer and the kernel's.
+
+    The buffer of the transport alone does not tell whether a peer reads: the kernel takes more
+    only when a good part of its own, megabytes with a fast peer, has been acknowledged.
+    """
+    unsent = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        try:
+            queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return unsent
+        unsent += struct.unpack("i", queued)[0]
+    return unsent

@@ -21,6 +21,7 @@ import httptools
 from mcp_proxy.downstream.reader import Head, Refused
 from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
 from mcp_proxy.repeat import RepeatedHead
+from mcp_proxy.sockets import unsent_bytes
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
 
 PIPELINE_LIMIT: Final = 64 * 1024
@@ -362,8 +363,8 @@ class Http11Protocol(asyncio.Protocol):
         """Close when everything has been sent; a request that comes now is not run."""
         self._state = State.CLOSED
         self._transport.close()
-        self._unsent = self._transport.get_write_buffer_size()
-        self._settings.linger_due.arm(self)
+        self._unsent = unsent_bytes(self._transport)
+        self._settings.leave_due.arm(self)
 
     # --- deadlines: each looks whether it still applies ------------------------------
 
@@ -389,10 +390,16 @@ class Http11Protocol(asyncio.Protocol):
             self._settings.keepalive_due.arm(self)
 
     def expire_linger(self) -> None:
-        unsent = self._transport.get_write_buffer_size()
+        if self._state is State.LINGERING and unsent_bytes(self._transport):
+            self._leave()  # it has not got all of the answer yet
+        else:
+            self._transport.abort()
+
+    def expire_leave(self) -> None:
+        unsent = unsent_bytes(self._transport)
         if 0 < unsent < self._unsent:  # slow, but reading
             self._unsent = unsent
-            self._settings.linger_due.arm(self)
+            self._settings.leave_due.arm(self)
         else:
             self._transport.abort()
 

@@ -24,7 +24,10 @@ BODY_TIMEOUT_FACTOR: Final = 3
 """A body may take three times ``limits.head_timeout``: 4 MiB in 30 s is 140 KB/s."""
 
 LINGER_S: Final = 2.0
-"""How long a client may take to read an early answer, or the rest of a closed connection."""
+"""How long a client may take to read an early answer."""
+
+LEAVE_S: Final = 5.0
+"""How long a client may take nothing at all of its last answer."""
 
 RESERVED_FDS: Final = 48
 """Descriptors for listeners, logs, the event loop, the registry and the admin listener."""
@@ -40,6 +43,7 @@ class Timed(Hashable, Protocol):
     def expire_body(self) -> None: ...
     def expire_keepalive(self) -> None: ...
     def expire_linger(self) -> None: ...
+    def expire_leave(self) -> None: ...
 
 
 class DoorSettings:
@@ -63,13 +67,15 @@ class DoorSettings:
         self.head_due: Deadlines[Timed] = Deadlines(head_timeout_s, lambda timed: timed.expire_head())
         self.body_due: Deadlines[Timed] = Deadlines(body_timeout_s, lambda timed: timed.expire_body())
         self.keepalive_due: Deadlines[Timed] = Deadlines(KEEPALIVE_S, lambda timed: timed.expire_keepalive())
+        self.leave_due: Deadlines[Timed] = Deadlines(LEAVE_S, lambda timed: timed.expire_leave())
         self.linger_due: Deadlines[Timed] = Deadlines(LINGER_S, lambda timed: timed.expire_linger())
         self.date_line = b""
         self._date_due_s = 0.0
         self.sweep(0.0)
 
     def sweep(self, at_s: float) -> None:
-        self.linger_due.sweep(at_s)  # first: the others lead to it
+        self.leave_due.sweep(at_s)  # first: the others lead to it
+        self.linger_due.sweep(at_s)
         self.head_due.sweep(at_s)
         self.body_due.sweep(at_s)
         self.keepalive_due.sweep(at_s)
@@ -90,7 +96,7 @@ class DoorSettings:
 
     def forget(self, timed: Timed) -> None:
         self.connections -= 1
-        for due in (self.head_due, self.body_due, self.keepalive_due, self.linger_due):
+        for due in (self.head_due, self.body_due, self.keepalive_due, self.linger_due, self.leave_due):
             due.disarm(timed)
 
 

@@ -73,9 +73,10 @@ class Transport(Protocol):
         """Start a request. Never raises and never blocks: failures reach ``on_error``, which
         is never called before ``send`` returned. ``fresh``: do not reuse an idle connection."""
 
-    async def probe(self) -> bool:
-        """Whether a connection can be opened now, within the connect timeout. Sends nothing:
-        SDK servers create a session for whatever they are asked. Never raises."""
+    async def probe(self) -> bool | None:
+        """Whether a connection can be opened now, within the connect timeout; None if that
+        could not be found out (no descriptor, no name resolution). Sends nothing: SDK servers
+        create a session for whatever they are asked. Never raises."""
 
     @property
     def open_connections(self) -> int: ...

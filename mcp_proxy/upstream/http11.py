@@ -97,11 +97,13 @@ class Http11Transport:
         self._open.add(connection)
         return connection
 
-    async def probe(self) -> bool:
+    async def probe(self) -> bool | None:
         try:
             connection = await self.dial()
+        except OSError as error:
+            return False if _kind_of(error) == "refused" else None
         except Exception:
-            return False
+            return None
         connection.close()
         return True
 

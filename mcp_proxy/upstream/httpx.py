@@ -12,7 +12,9 @@ makes a cancelled stream a closed connection.
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
+import socket
 import ssl
 from typing import Final
 
@@ -87,15 +89,17 @@ class HttpxTransport:
         call.task.add_done_callback(call.forget)
         return call
 
-    async def probe(self) -> bool:
+    async def probe(self) -> bool | None:
         """Of an egress proxy, if there is one: that is where connections go."""
         url = self.url if self._proxy is None else self._proxy.url
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             async with asyncio.timeout(self.connect_timeout_s):
                 _, writer = await asyncio.open_connection(url.host, port)
-        except Exception:
-            return False
+        except (socket.gaierror, UnicodeError):
+            return None
+        except OSError as error:
+            return None if error.errno in (errno.EMFILE, errno.ENFILE) else False
         writer.transport.abort()
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -291,10 +292,12 @@ async def test_a_client_on_a_real_socket_that_reads_slowly_gets_all_of_its_last_
     process = settings(handler)
     connections: set[object] = set()
     config = SimpleNamespace(loaded=True, loaded_app=SimpleNamespace(http11=process))
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)  # inherited, and not tuned
     server = await asyncio.get_running_loop().create_server(
-        lambda: Http11Protocol(config, SimpleNamespace(connections=connections)), "127.0.0.1", 0
+        lambda: Http11Protocol(config, SimpleNamespace(connections=connections)), sock=listener
     )
-    client = await Client.connect(server.sockets[0].getsockname()[1], receive_buffer=65536)
+    client = await Client.connect(listener.getsockname()[1], receive_buffer=65536)
     try:
         received = await _read_slowly(client, handler, process, 6_000_000)
     finally:
@@ -324,6 +327,7 @@ async def _read_slowly(client: Client, handler: ScriptedHandler, process: DoorSe
                 if not piece:
                     return received
                 received += len(piece)
+            await settle()
             process.sweep(clock.now() + step * (LINGER_S + 0.1))
 
 
