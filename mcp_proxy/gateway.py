@@ -194,7 +194,8 @@ class Gateway:
             # It named no session known here, so no backend may take it for one.
             headers = Fields(pair for pair in headers if pair[0] != b"mcp-session-id")
         target = backend.path + admission.query if admission.query else backend.path
-        outgoing = Outgoing(admission.request.method, target, headers, exchange.body, plan.listens)
+        session = b"" if exchange.key is None else exchange.key.session_id
+        outgoing = Outgoing(admission.request.method, target, headers, exchange.body, session, plan.listens)
         exchange.send(backend, pool.transport(backend), outgoing, fresh=fresh)
         if plan.discover and pool.has_other(exchange.tried):
             self.discover_due.arm(exchange)

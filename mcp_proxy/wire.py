@@ -38,8 +38,7 @@ class Fields(list[Header]):
     def __init__(self, headers: Iterable[Header] = ()) -> None:
         super().__init__(headers)
         self.note: Any = None
-        """Whatever the one consumer of the block wants to keep with it: the gateway, of a
-        response; the transport, of a request."""
+        """What the gateway read from it."""
 
     def __getattr__(self, name: str) -> Any:
         """Render at the first use; from then on the slots answer."""

@@ -73,6 +73,7 @@ class AsgiDoor:
 
     async def _start_up(self) -> None:
         await self._on_startup()
+        self._watchers.start()
         self._is_started = True
 
     async def _shut_down(self) -> None:
@@ -81,39 +82,41 @@ class AsgiDoor:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = Head(scope)
-        reply = AsgiReply(receive, send, self._watchers)
+        reply = AsgiReply(self._watchers)
         handler = self._handler
         if scope["http_version"] == "1.0":
             # ASGI cannot frame a streamed answer for it: uvicorn would write chunks.
-            await _refuse(handler, head.request, Rejection("http_version", "use HTTP/1.1"), reply)
+            await _refuse(handler, head.request, Rejection("http_version", "use HTTP/1.1"), reply, send)
             return
         reply.closes = head.can_close
         admission = self._admissions.admit(head)
         if isinstance(admission, Rejection):
-            await _refuse(handler, head.request, admission, reply)
+            await _refuse(handler, head.request, admission, reply, send)
             return
         try:
             body = await _read_body(receive, head.length, handler.body_limit)
         except _Refused as refused:
-            await _refuse(handler, head.request, refused.rejection, reply)
+            await _refuse(handler, head.request, refused.rejection, reply, send)
             return
         if body is None:
             return  # the client left before it had said what it wants
         reply.closes = head.can_close and head.has_upgrade
         if body and scope["method"] != "POST":
             rejection = Rejection("bad_request", "only POST has a body here")
-            await _refuse(handler, head.request, rejection, reply)
+            await _refuse(handler, head.request, rejection, reply, send)
             return
         conversation = handler.handle(admission, body, reply)
         if reply.is_over:
-            await reply.flush()
+            await reply.flush(send)
         else:
-            await reply.run(conversation)
+            await reply.run(conversation, receive, send)
 
 
-async def _refuse(handler: Handler, request: Request, rejection: Rejection, reply: AsgiReply) -> None:
+async def _refuse(
+    handler: Handler, request: Request, rejection: Rejection, reply: AsgiReply, send: Send
+) -> None:
     handler.refuse(request, rejection, reply)
-    await reply.flush()
+    await reply.flush(send)
 
 
 # --- request -----------------------------------------------------------------------------

@@ -3,6 +3,11 @@
 Rules of this file: pushing is synchronous and only collects; the app's coroutine sends, and
 everything pushed in one iteration of the loop leaves as one piece. A broken answer is never
 ended: an exception leaves the app, and the server cuts the connection.
+
+An ended exchange is kept until it is recorded, with many others, and it keeps its reply. So a
+reply has nothing of the server's request: ``receive`` and ``send`` live in the app's coroutine,
+the rest is let go when that ends. With them, and the cycle of exchange and reply, a call costs
+a quarter more CPU, all of it for memory: new for every request, and freed by the collector.
 """
 
 from __future__ import annotations
@@ -46,19 +51,21 @@ class Watchers:
     __slots__ = ("_new", "_old", "_tasks", "_ticker")
 
     def __init__(self) -> None:
-        self._new: set[AsgiReply] = set()
-        self._old: set[AsgiReply] = set()
+        self._new: dict[AsgiReply, Receive] = {}
+        self._old: dict[AsgiReply, Receive] = {}
         self._tasks = Tasks()
         self._ticker = Ticker()
         self._ticker.add(self._sweep)
 
-    def expect(self, reply: AsgiReply) -> None:
+    def start(self) -> None:
         self._ticker.start()
-        self._new.add(reply)
+
+    def expect(self, reply: AsgiReply, receive: Receive) -> None:
+        self._new[reply] = receive
 
     def forget(self, reply: AsgiReply) -> None:
-        self._new.discard(reply)
-        self._old.discard(reply)
+        if self._new.pop(reply, None) is None:
+            self._old.pop(reply, None)
 
     def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.spawn(coro)
@@ -68,26 +75,24 @@ class Watchers:
         await self._tasks.aclose()
 
     def _sweep(self, _at_s: float) -> None:
-        old, self._old, self._new = self._old, self._new, set()
-        for reply in old:
-            reply.start_watching()
+        old, self._old, self._new = self._old, self._new, {}
+        for reply, receive in old.items():
+            reply.start_watching(receive)
 
 
 class AsgiReply:
     """Implements Reply for one request."""
 
     __slots__ = (
-        "_bytes", "_conversation", "_is_broken", "_is_gone", "_is_paused", "_parts", "_receive", "_send",
-        "_start", "_wake", "_watcher", "_watchers", "closes", "is_over",
+        "_bytes", "_conversation", "_is_broken", "_is_gone", "_is_paused", "_parts", "_start", "_wake",
+        "_watcher", "_watchers", "closes", "is_over",
     )  # fmt: skip
 
-    def __init__(self, receive: Receive, send: Send, watchers: Watchers) -> None:
+    def __init__(self, watchers: Watchers) -> None:
         self.closes = True
         """The connection must not be used again."""
         self.is_over = False
         """The gateway will push no more."""
-        self._receive = receive
-        self._send = send
         self._watchers = watchers
         self._conversation: Conversation | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -104,10 +109,10 @@ class AsgiReply:
     # --- Reply -----------------------------------------------------------------------
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        self.start(status, headers, len(body))
         if status not in _BODYLESS:
             self._parts.append(body)
-        self.end()
+        self.is_over = True
+        self.start(status, headers, len(body))
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         # Every server writes a Date of its own, and uvicorn a second one beside ours.
@@ -136,11 +141,11 @@ class AsgiReply:
 
     # --- the app's side --------------------------------------------------------------
 
-    async def run(self, conversation: Conversation) -> None:
+    async def run(self, conversation: Conversation, receive: Receive, send: Send) -> None:
         """Send until the answer has ended or the client is gone. Raises BrokenAnswer."""
         self._conversation = conversation
         watchers = self._watchers
-        watchers.expect(self)
+        watchers.expect(self, receive)
         is_complete = False
         try:
             while not is_complete and not self._is_gone:
@@ -150,8 +155,8 @@ class AsgiReply:
                     self._wake = None
                 else:
                     if not self.is_over:
-                        self.start_watching()
-                    is_complete = await self.flush()
+                        self.start_watching(receive)
+                    is_complete = await self.flush(send)
         except OSError:
             pass  # ASGI 2.4: the client is gone, and ``send`` says so
         finally:
@@ -160,19 +165,20 @@ class AsgiReply:
                 self._watcher.cancel()
             if not is_complete:
                 conversation.disconnect()
+            self._conversation = self._watcher = None
 
-    async def flush(self) -> bool:
+    async def flush(self, send: Send) -> bool:
         """Hand to the server what has been pushed; whether that was the end of the answer."""
         is_over = self.is_over
         start, self._start = self._start, None
         parts, self._parts = self._parts, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if start is not None:
-            await self._send(start)
+            await send(start)
         if body or not self._is_broken:
             # An empty piece, too: a server may keep the head until it has seen one.
             more = not is_over or self._is_broken
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            await send({"type": "http.response.body", "body": body, "more_body": more})
         if is_over and self._is_broken:
             raise BrokenAnswer("the backend broke off")
         self._bytes -= len(body)
@@ -182,14 +188,14 @@ class AsgiReply:
             self._conversation.resume()
         return is_over
 
-    def start_watching(self) -> None:
+    def start_watching(self, receive: Receive) -> None:
         if self._watcher is None:
             self._watchers.forget(self)
-            self._watcher = self._watchers.spawn(self._watch())
+            self._watcher = self._watchers.spawn(self._watch(receive))
 
-    async def _watch(self) -> None:
+    async def _watch(self, receive: Receive) -> None:
         with contextlib.suppress(Exception):  # a server that cannot tell has lost the client
-            while (await self._receive())["type"] != "http.disconnect":
+            while (await receive())["type"] != "http.disconnect":
                 pass
         self._is_gone = True
         if self._conversation is not None:

@@ -26,6 +26,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     headers: Fields
     """End-to-end headers only, lower-case names, no Host, no framing."""
     body: bytes
+    session: bytes = b""
+    """Session that the request belongs to, empty if none. Answers within one have much in common."""
     stream: bool = False
     """Expected to stay open for long (GET stream, ``subscriptions/listen``)."""
 

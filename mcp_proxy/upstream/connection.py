@@ -7,9 +7,8 @@ it can be mistaken for part of it. Header fields are read from the very bytes th
 accepted; trailer fields are accepted by the parser and read by nobody. What is not certainly
 right is an error (RFC 9112 section 6.3); a connection that saw one is never used again.
 
-A backend repeats its heads, but for the number in Content-Length, at least towards the same
-client. A head that was accepted once is kept with the request's headers, and accepted again if
-it has the same bytes, without being parsed again.
+A backend repeats its heads, but for the number in Content-Length, at least within a session. A
+head that was accepted once is accepted again if it has the same bytes, without being parsed.
 """
 
 from __future__ import annotations
@@ -47,8 +46,17 @@ class State(Enum):
     CLOSED = "closed"
 
 
+Known = RepeatedHead[tuple[int, Fields]]
+"""A response head that was accepted: its status and the headers to pass on."""
+
+
 class Owner(Protocol):
     """The pool, as its connections see it."""
+
+    def recall(self, session: bytes) -> Known | None:
+        """The head that came last within a session."""
+
+    def remember(self, session: bytes, known: Known) -> None: ...
 
     def released(self, connection: Connection) -> None:
         """The response is complete and the connection may carry another request."""
@@ -65,8 +73,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_begun", "_chunked", "_feeder", "_head_done", "_host", "_interim", "_keep_alive",
-        "_left", "_owner", "_parser", "_parts", "_paused", "_raw", "_receiver", "_repeated", "_request",
-        "_reused", "_state", "_surplus", "_transport", "_watched", "is_complete", "on_body",
+        "_left", "_owner", "_parser", "_parts", "_paused", "_raw", "_receiver", "_repeated", "_reused",
+        "_session", "_state", "_surplus", "_transport", "_watched", "is_complete", "on_body",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, host: bytes, *, watched: bool) -> None:
@@ -79,9 +87,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reused = False
         self._paused = False
-        self._repeated: RepeatedHead[tuple[int, Fields]] | None = None
+        self._repeated: Known | None = None
+        self._session = b""
         # response
-        self._request: Fields | None = None
         self._receiver: Receiver | None = None
         self._begun = False
         """A byte of the response has arrived."""
@@ -118,9 +126,8 @@ class Connection(asyncio.Protocol):
         self._state = State.HEAD
         self._receiver = receiver
         body, headers = outgoing.body, outgoing.headers
-        self._request = headers
-        if headers.note is not None:
-            self._repeated = headers.note
+        self._session = outgoing.session
+        self._repeated = self._owner.recall(outgoing.session)
         framing: tuple[bytes, ...] = (b"\r\n",)
         if body or outgoing.method == b"POST":
             framing = (b"content-length: ", str(len(body)).encode(), b"\r\n\r\n")
@@ -195,7 +202,7 @@ class Connection(asyncio.Protocol):
                 self._state = State.CLOSED
                 receiver.on_error(error)
         self._state = State.CLOSED
-        self._parser = self._feeder = self._repeated = self._request = None  # the parser refers back
+        self._parser = self._feeder = self._repeated = None  # the parser refers back
         self._owner.gone(self)
 
     def data_received(self, data: bytes) -> None:
@@ -225,7 +232,7 @@ class Connection(asyncio.Protocol):
 
     # --- reading one response --------------------------------------------------------
 
-    def _deliver_whole(self, repeated: RepeatedHead[tuple[int, Fields]], data: bytes, length: int) -> None:
+    def _deliver_whole(self, repeated: Known, data: bytes, length: int) -> None:
         """A response that came in one piece, its head as before."""
         receiver, self._receiver = self._receiver, None
         assert receiver is not None
@@ -284,14 +291,14 @@ class Connection(asyncio.Protocol):
         elif self._chunked and length is not None:
             raise _Invalid("the response has both Content-Length and Transfer-Encoding")
         elif length is not None and self._keep_alive:
-            self._repeated = RepeatedHead.of(head, (status, forward))
-            if self._request is not None:
-                self._request.note = self._repeated
+            repeated = RepeatedHead.of(head, (status, forward))
+            if repeated is not None:
+                self._owner.remember(self._session, repeated)
         if not self._chunked:
             self._parser = None
         elif self._parser is not None:
             self._feeder = ChunkedFeeder(self._parser, self)
-            self._repeated = self._request = None  # a stream may stay for hours, and this memory with it
+            self._repeated = None  # a stream may stay for hours, and this memory with it
         self._left = length
         self.is_complete = length == 0
         self._surplus = self.is_complete and bool(rest)
@@ -358,7 +365,6 @@ class Connection(asyncio.Protocol):
 
     def _settle(self) -> None:
         """Get ready for the next request, or close."""
-        self._request = None
         if self._paused:
             self.resume()
         if self._keep_alive and not self._surplus and not self._transport.get_write_buffer_size():

@@ -16,13 +16,18 @@ from typing import Final
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.upstream import Call, Outgoing, Receiver, Spawner
-from mcp_proxy.upstream.connection import Connection
+from mcp_proxy.upstream.connection import Connection, Known
 
 IDLE_S: Final = 4.0
 """Below uvicorn's keep-alive of 5 s, the shortest default among MCP servers."""
 
 IDLE_LIMIT: Final = 256
 """Idle connections kept per backend; more than a burst of calls needs."""
+
+
+KNOWN_LIMIT: Final = 1024
+"""Response heads remembered per backend, one per session, about 1 KiB each. A hit needs two
+answers of a session within one second (the Date), so more would not help."""
 
 
 class Http11Transport:
@@ -50,6 +55,7 @@ class Http11Transport:
         self._head_due: Deadlines[Connection] = Deadlines(head_timeout_s, self._expire_head)
         self._body_due: Deadlines[Connection] = Deadlines(idle_timeout_s, self._expire_body)
         self._watched = head_timeout_s is not None or idle_timeout_s is not None
+        self._known: dict[bytes, Known] = {}
         self._closed = False
         authority = f"[{host}]" if ":" in host else host
         self._authority = f"{authority}:{port}".encode()
@@ -131,6 +137,14 @@ class Http11Transport:
             connection.close()
         else:
             self._idle.arm(connection)
+
+    def recall(self, session: bytes) -> Known | None:
+        return self._known.get(session)
+
+    def remember(self, session: bytes, known: Known) -> None:
+        if len(self._known) >= KNOWN_LIMIT and session not in self._known:
+            del self._known[next(iter(self._known))]  # the oldest; a busy session comes back at once
+        self._known[session] = known
 
     def gone(self, connection: Connection) -> None:
         self._open.discard(connection)

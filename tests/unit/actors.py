@@ -115,7 +115,9 @@ class Attempt:
         assert self._receiver is not None, "the call is over"
         return self._receiver
 
-    def head(self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = (), length: int | None = None) -> None:
+    def head(
+        self, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = (), length: int | None = None
+    ) -> None:
         assert not self.has_head
         self.has_head = True
         self._told().on_head(status, Fields(headers), length)
@@ -165,8 +167,9 @@ class ScriptedTransport:
     def __init__(self, backend: str, log: list[Attempt]) -> None:
         self.attempts = log
         self.is_closed = False
-        self.is_up = True
-        """What a probe finds."""
+        self.is_up: bool | None = True
+        """What a probe finds, once ``gate`` lets it."""
+        self.gate: asyncio.Event | None = None
         self.probes = 0
         self._backend = backend
 
@@ -175,8 +178,10 @@ class ScriptedTransport:
         self.attempts.append(attempt)
         return attempt
 
-    async def probe(self) -> bool:
+    async def probe(self) -> bool | None:
         self.probes += 1
+        if self.gate is not None:
+            await self.gate.wait()
         return self.is_up
 
     @property

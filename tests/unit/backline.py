@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcp_proxy.upstream import Outgoing
-from mcp_proxy.upstream.connection import Connection
+from mcp_proxy.upstream.connection import Connection, Known
 from mcp_proxy.wire import Fields
 from tests.tools.receiver import RecordingReceiver
 from tests.tools.wire import pieces
@@ -21,6 +21,13 @@ class RecordingOwner:
         self.released_count = 0
         self.gone_count = 0
         self.progress = 0
+        self.known: dict[bytes, Known] = {}
+
+    def recall(self, session: bytes) -> Known | None:
+        return self.known.get(session)
+
+    def remember(self, session: bytes, known: Known) -> None:
+        self.known[session] = known
 
     def released(self, connection: Connection) -> None:
         assert connection.is_usable
@@ -42,7 +49,9 @@ class Line:
         self.transport = FakeTransport()
         self.transport.attach(self.connection)
 
-    def ask(self, outgoing: Outgoing = REQUEST, receiver: RecordingReceiver | None = None) -> RecordingReceiver:
+    def ask(
+        self, outgoing: Outgoing = REQUEST, receiver: RecordingReceiver | None = None
+    ) -> RecordingReceiver:
         receiver = receiver or RecordingReceiver()
         self.connection.send(outgoing, receiver)
         return receiver

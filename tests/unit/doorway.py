@@ -162,8 +162,12 @@ def post(body: bytes, *fields: bytes, target: bytes = b"/mcp", framing: bytes | 
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def get(*fields: bytes, method: bytes = b"GET", target: bytes = b"/mcp", version: bytes = b"HTTP/1.1") -> bytes:
-    return b"\r\n".join([b"%b %b %b" % (method, target, version), b"Host: door.example", *fields]) + b"\r\n\r\n"
+def get(
+    *fields: bytes, method: bytes = b"GET", target: bytes = b"/mcp", version: bytes = b"HTTP/1.1"
+) -> bytes:
+    return (
+        b"\r\n".join([b"%b %b %b" % (method, target, version), b"Host: door.example", *fields]) + b"\r\n\r\n"
+    )
 
 
 def chunked(*chunks: bytes, trailers: bytes = b"", extension: bytes = b"") -> bytes:
@@ -173,3 +177,18 @@ def chunked(*chunks: bytes, trailers: bytes = b"", extension: bytes = b"") -> by
 
 
 CHUNKED = b"Transfer-Encoding: chunked"
+
+
+def silent_door(transport: FakeTransport | None = None) -> Door:
+    """A door whose handler leaves the answers to the test."""
+    handler = ScriptedHandler()
+    handler.respond = None
+    return Door(handler, transport=transport)
+
+
+def served_once(door: Door) -> Door:
+    """The same door, idle behind its first answer."""
+    door.feed(post(b"a"))
+    door.served[0].reply.answer(200, [], b"")
+    door.transport.sent.clear()
+    return door

@@ -9,9 +9,11 @@ a later turn of the loop the fake does in a later turn, too.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.tools import PATIENCE_S
 from tests.tools.http1 import UNTIL_CLOSE, Body, Head, parse_head, response_length
 
 HIGH_WATER = 64 * 1024
@@ -22,6 +24,14 @@ async def settle(turns: int = 4) -> None:
     """Let everything run that is due now."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object], turn_s: float = 0.0) -> None:
+    """Wait for something that other tasks and callbacks bring about, for as long as tests wait.
+    ``turn_s``: for what needs real time, as timers do."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(turn_s)
 
 
 class FakeTransport(asyncio.Transport):
@@ -158,13 +168,13 @@ class FakeTransport(asyncio.Transport):
         self.buffered.clear()
         asyncio.get_running_loop().call_soon(self._lose, error)
 
-    def _lose(self, error: Exception | None) -> None:
+    def _lose(self, error: BaseException | None) -> None:
         if not self._is_gone:
             self._is_gone = True
             self.lost.append(error)
             protocol = self._protocol
             del self._protocol  # so does the real one
-            protocol.connection_lost(error)
+            protocol.connection_lost(error)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

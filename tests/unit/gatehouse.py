@@ -31,6 +31,9 @@ EVENTS = (b"content-type", b"text/event-stream")
 SESSION = b"mcp-session-id"
 
 
+KEY = SessionKey("pool", b"s1")
+
+
 class Journal:
     """Implements Sink and Meters."""
 
@@ -155,7 +158,9 @@ class Gatehouse:
         self.attempts: list[Attempt] = []
         self.tasks = Tasks()
         self.backends = [Backend(f"backend{number}.example", 8000, b"/mcp") for number in range(backends)]
-        self.transports = {backend.id: ScriptedTransport(backend.id, self.attempts) for backend in self.backends}
+        self.transports = {
+            backend.id: ScriptedTransport(backend.id, self.attempts) for backend in self.backends
+        }
         self.pool = pool(
             "pool",
             self.backends,
@@ -186,7 +191,11 @@ class Gatehouse:
     # -- clients -------------------------------------------------------------------------------
 
     def ask(
-        self, body: bytes = b"", *headers: tuple[bytes, bytes], method: bytes = b"POST", target: bytes = b"/mcp"
+        self,
+        body: bytes = b"",
+        *headers: tuple[bytes, bytes],
+        method: bytes = b"POST",
+        target: bytes = b"/mcp",
     ) -> Client:
         pairs: Headers = [(b"host", b"proxy.example"), JSON, *headers]
         request = Request(method, target, pairs, "192.0.2.7", "http")
@@ -237,7 +246,9 @@ class Gatehouse:
         assert not gateway.live
         assert gateway.streams == 0
         assert self.pool.streams == 0
-        assert [(backend.inflight, backend.streams) for backend in self.backends] == [(0, 0)] * len(self.backends)
+        assert [(backend.inflight, backend.streams) for backend in self.backends] == [(0, 0)] * len(
+            self.backends
+        )
         assert all(attempt.is_over for attempt in self.attempts)
         assert len(gateway.discover_due) == 0
         assert len(self.tasks) == 0
@@ -249,6 +260,11 @@ class Gatehouse:
         """The only record."""
         (record,) = self.journal.records
         return record
+
+
+def slow_house(**options: Any) -> tuple[Gatehouse, SlowStore]:
+    house = Gatehouse(2, store=lambda house: SlowStore(), **options)
+    return house, house.store
 
 
 def message(method: str, params: dict[str, object] | None = None, id: object = 7) -> bytes:
@@ -271,7 +287,10 @@ def modern(method: str, **params: object) -> tuple[Any, ...]:
     name = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}.get(method)
     if name:
         params = {name: "x", **params}
-    meta = {"io.modelcontextprotocol/protocolVersion": VERSION, "io.modelcontextprotocol/clientCapabilities": {}}
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": VERSION,
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
     headers: list[tuple[bytes, bytes]] = [
         (b"mcp-protocol-version", VERSION.encode()),
         (b"mcp-method", method.encode()),

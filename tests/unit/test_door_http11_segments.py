@@ -130,7 +130,9 @@ def _requests(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, bytes, bytes]]:
     chunks = draw(st.lists(_bodies.filter(bool), max_size=4))
     trailers = draw(st.sampled_from([b"", b"X-T: 1\r\n", b"Host: evil\r\nAuthorization: x\r\n"]))
     extension = draw(st.sampled_from([b"", b";a", b';a="b c"']))
-    wire = post(chunked(*chunks, trailers=trailers, extension=extension), *fields, target=target, framing=CHUNKED)
+    wire = post(
+        chunked(*chunks, trailers=trailers, extension=extension), *fields, target=target, framing=CHUNKED
+    )
     return wire, (b"POST", target, b"".join(chunks))
 
 
@@ -157,8 +159,12 @@ async def test_any_requests_in_any_segments(
     check(door, [essence for _, essence in requests])
 
 
-@pytest.mark.parametrize("garbage", [b"\0", b"garbage\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"5\r\n"])
-@pytest.mark.parametrize("before", [post(b"a"), get(), post(chunked(b"a"), framing=CHUNKED)], ids=["length", "none", "chunked"])
+@pytest.mark.parametrize(
+    "garbage", [b"\0", b"garbage\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"5\r\n"]
+)
+@pytest.mark.parametrize(
+    "before", [post(b"a"), get(), post(chunked(b"a"), framing=CHUNKED)], ids=["length", "none", "chunked"]
+)
 async def test_garbage_behind_a_request_is_refused_after_its_answer(before: bytes, garbage: bytes) -> None:
     for cut in (0, len(before), len(before) + 1):
         door = Door()
@@ -195,7 +201,8 @@ async def test_headers_arrive_as_sent_with_lower_case_names_in_order_and_doubled
 
 
 async def test_trailers_reach_nobody() -> None:
-    for cuts in ([], range(500)):
+    for is_cut in (False, True):
+        cuts = range(500 if is_cut else 0)
         door = Door()
         door.feed_cut(
             post(chunked(b"a", trailers=b"Authorization: evil\r\nX-Evil: evil\r\n"), framing=CHUNKED), cuts
@@ -237,3 +244,47 @@ def _telling(door: Door) -> list[tuple[bytes, bytes]]:
 def _pairs(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Content-Length is the door's own business."""
     return [pair for pair in headers if pair[0] != b"content-length"]
+
+
+async def test_what_comes_behind_the_last_request_of_a_connection_is_not_looked_at() -> None:
+    """In its segment, in a later one, and when the answer takes its time."""
+    last = post(b"last", b"Connection: close")
+    for segments in ([last + post(b"more")], [last, post(b"more")], [last + b"\0garbage"]):
+        for is_slow in (False, True):
+            handler = ScriptedHandler()
+            if is_slow:
+                handler.respond = None
+            door = Door(handler)
+            door.feed(*segments)
+            if is_slow:
+                door.served[0].reply.answer(200, [], b"last")
+            await door.settled()
+            assert [served.body for served in door.served] == [b"last"]
+            assert (door.response().body, door.handler.refused) == (b"last", [])
+
+
+async def test_bytes_that_arrive_just_before_the_turn_of_a_queued_request_are_its_rest() -> None:
+    handler = ScriptedHandler()
+    handler.respond = None
+    door = Door(handler)
+    second = post(b"second")
+    door.feed(post(b"first") + second[:30])
+    door.served[0].reply.answer(200, [], b"")
+    door.feed(second[30:] + post(b"third"))
+    await door.settled()
+    assert [served.body for served in door.served] == [b"first", b"second"]
+    door.served[1].reply.answer(200, [], b"")
+    await door.settled()
+    assert [served.body for served in door.served] == [b"first", b"second", b"third"]
+
+
+@pytest.mark.parametrize(
+    "field", [b"Connection: close, Upgrade", b"Connection: Upgrade\r\nConnection: Close"]
+)
+async def test_a_declined_upgrade_does_not_hide_that_the_client_closes(field: bytes) -> None:
+    for wire in (post(b"body", field, b"Upgrade: h2c"), get(field, b"Upgrade: h2c")):
+        door = Door()
+        door.feed(wire + post(b"behind"))
+        await door.settled()
+        (answer,) = door.responses(wire[:4].strip())
+        assert (answer.status, answer.closes, len(door.served)) == (200, True, 1)

@@ -16,12 +16,19 @@ import uvicorn
 from mcp_proxy.downstream import server as servers
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import (
-    RESERVED_FDS, SHED_CONNECTIONS, DoorSettings, connections_for, current_fd_limit, raise_fd_limit, settings_of,
+    RESERVED_FDS,
+    SHED_CONNECTIONS,
+    DoorSettings,
+    connections_for,
+    current_fd_limit,
+    raise_fd_limit,
+    settings_of,
 )  # fmt: skip
 from mcp_proxy.errors import StartupError
 from tests.tools import PATIENCE_S
 from tests.tools.client import Client, get, post
 from tests.unit.doorway import ScriptedHandler, Served, settings
+from tests.unit.fakes import until
 
 GRACE_S = 30
 
@@ -67,10 +74,16 @@ class Running:
         if has_admin:
             admin_sock = servers.bind("127.0.0.1", 0)
             self.admin_port: int = admin_sock.getsockname()[1]
-            admin = (servers.Server(servers.config(health, admin_sock, http="h11", lifespan="off")), admin_sock)
+            admin = (
+                servers.Server(servers.config(health, admin_sock, http="h11", lifespan="off")),
+                admin_sock,
+            )
         self.task = asyncio.create_task(
             servers.run_servers(
-                (self.server, sock), admin, on_started=self._started, on_reopen=lambda: self.events.append("reopen")
+                (self.server, sock),
+                admin,
+                on_started=self._started,
+                on_reopen=lambda: self.events.append("reopen"),
             )
         )
 
@@ -106,19 +119,15 @@ async def start() -> AsyncIterator[Start]:
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 # -- sockets -----------------------------------------------------------------------------------
 
 
 def test_a_taken_port_is_named_with_its_cure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StartupError, match=rf"127\.0\.0\.1:{port}: Address already in use; choose another"):
+        with pytest.raises(
+            StartupError, match=rf"127\.0\.0\.1:{port}: Address already in use; choose another"
+        ):
             servers.bind("127.0.0.1", port)
 
 
@@ -170,9 +179,9 @@ async def test_started_means_that_both_listen_and_the_admin_ends_last(start: Sta
     running = await start(Application(handler), has_admin=True)
     client = await Client.connect(running.port)
     await client.send(post(b"{}"))
-    await until(lambda: len(handler.served) == 1)
+    await until(lambda: len(handler.served) == 1, 0.001)
     signal.raise_signal(signal.SIGTERM)
-    await until(lambda: "drain" in running.events)
+    await until(lambda: "drain" in running.events, 0.001)
     async with await Client.connect(running.admin_port) as admin:
         assert (await admin.ask(get(), "GET")).body == b"ok"
     with pytest.raises(ConnectionRefusedError):
@@ -200,7 +209,7 @@ async def test_a_stream_is_told_to_drain_and_the_process_waits_for_it(start: Sta
     await client.send(get())
     await client.head("GET")
     signal.raise_signal(signal.SIGTERM)
-    await until(lambda: streams[0].conversation.events == ["drain"])
+    await until(lambda: streams[0].conversation.events == ["drain"], 0.001)
     assert not running.task.done()
     streams[0].reply.write(b"data: last\n\n")
     streams[0].reply.end()
@@ -217,13 +226,13 @@ async def test_a_second_signal_hurries_but_the_application_still_ends_properly(s
     running = await start(Application(handler))
     client = await Client.connect(running.port)
     await client.send(post(b"{}"))
-    await until(lambda: len(handler.served) == 1)
+    await until(lambda: len(handler.served) == 1, 0.001)
     signal.raise_signal(signal.SIGTERM)
-    await until(lambda: "drain" in running.events)
+    await until(lambda: "drain" in running.events, 0.001)
     signal.raise_signal(signal.SIGTERM)
     assert await running.exit_code() == 0
     client.close()
-    await until(lambda: running.application.http11.connections == 0)
+    await until(lambda: running.application.http11.connections == 0, 0.001)
     assert running.application.events == ["startup", "shutdown"]
 
 
@@ -233,18 +242,18 @@ async def test_the_grace_is_bounded(start: Start) -> None:
     running = await start(Application(handler), grace_s=1)
     client = await Client.connect(running.port)
     await client.send(post(b"{}"))
-    await until(lambda: len(handler.served) == 1)
+    await until(lambda: len(handler.served) == 1, 0.001)
     signal.raise_signal(signal.SIGTERM)
     assert await running.exit_code() == 0
     client.close()
-    await until(lambda: running.application.http11.connections == 0)
+    await until(lambda: running.application.http11.connections == 0, 0.001)
     assert running.application.events == ["startup", "shutdown"]
 
 
 async def test_sigusr1_reopens_the_logs(start: Start) -> None:
     running = await start()
     signal.raise_signal(signal.SIGUSR1)
-    await until(lambda: "reopen" in running.events)
+    await until(lambda: "reopen" in running.events, 0.001)
     assert not running.task.done()
 
 
@@ -290,7 +299,8 @@ async def test_an_admin_listener_that_cannot_start_is_not_kept_secret() -> None:
 def test_the_settings_are_found_through_middleware() -> None:
     application = Application()
     wrapped = SimpleNamespace(app=SimpleNamespace(app=application))
-    for app in (application, wrapped):
+    apps: list[Any] = [application, wrapped]
+    for app in apps:
         config = uvicorn.Config(app, log_config=None, proxy_headers=False, ws="none", lifespan="off")
         assert settings_of(config) is application.http11
         assert isinstance(settings_of(config), DoorSettings)
