@@ -275,6 +275,7 @@ class Http11Protocol(asyncio.Protocol):
     def _refuse(self, rejection: Rejection, request: Request | None = None) -> None:
         """Answer before the request is whole. What follows on the wire is not a request."""
         self._must_close = True
+        self._reader.clear()
         if request is None:
             admission = self._admission
             request = (

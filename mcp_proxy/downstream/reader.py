@@ -25,6 +25,11 @@ CHUNK_OVERHEAD: Final = 16 * 1024
 are a way to spend our time (CVE-2023-39326)."""
 
 
+PIECES_LIMIT: Final = 1024
+"""Pieces of a body kept apart. Each costs 40 bytes beside its own, which adds up to twenty times
+the body if a client sends it two bytes at a time."""
+
+
 class Refused(Exception):
     """The request is answered here and now, and the connection closes. ``request``: if its
     head could be read."""
@@ -61,7 +66,7 @@ class RequestReader:
     what must not be served; the reader is of no use any more then."""
 
     __slots__ = (
-        "_body_bytes", "_body_limit", "_feeder", "_fields_limit", "_head_limit", "_headers_done",
+        "_body_bytes", "_body_limit", "_bulk", "_feeder", "_fields_limit", "_head_limit", "_headers_done",
         "_keep_alive", "_left", "_parser", "_parts", "_raw", "_seen", "_wire_bytes", "is_complete", "on_body",
     )  # fmt: skip
 
@@ -82,6 +87,8 @@ class RequestReader:
         self._parts: list[bytes] = []
         self.on_body: Callable[[bytes], None] = self._parts.append
         """Called by the parser; a bound C method spares a Python frame per chunk."""
+        self._bulk = bytearray()
+        """Pieces that came before those in ``_parts``."""
         self._seen = 0
         self._wire_bytes = 0
         self._body_bytes = 0
@@ -92,9 +99,11 @@ class RequestReader:
         return not self._raw
 
     def clear(self) -> None:
-        """Free what refers back to this object."""
+        """Let go of a request that will not be served."""
         self._raw = b""
         self._parser = self._feeder = None
+        self._parts.clear()
+        self._bulk = bytearray()
 
     # --- head ------------------------------------------------------------------------
 
@@ -192,13 +201,23 @@ class RequestReader:
             self.is_complete = True
         self._left = left - len(data)
         self._parts.append(data)
+        if len(self._parts) > PIECES_LIMIT:
+            self._gather()
         return rest
+
+    def _gather(self) -> None:
+        for part in self._parts:
+            self._bulk += part
+        self._parts.clear()
+        self._seen = 0
 
     def _read_chunked(self, feeder: ChunkedFeeder, data: bytes) -> bytes:
         rest = feeder.feed(data)
         parts = self._parts
         self._body_bytes += sum(map(len, parts[self._seen :]))
         self._seen = len(parts)
+        if len(parts) > PIECES_LIMIT:
+            self._gather()
         self._wire_bytes += len(data) - len(rest)
         if self._body_bytes > self._body_limit:
             raise Refused(Rejection("body_too_large", f"the limit is {self._body_limit} bytes"))
@@ -211,8 +230,12 @@ class RequestReader:
         self._parser = self._feeder = None
         self.is_complete = False
         parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        if self._bulk:
+            self._gather()
+            body, self._bulk = bytes(self._bulk), bytearray()
+        else:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
         return body
 
     # --- httptools callbacks ---------------------------------------------------------

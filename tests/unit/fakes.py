@@ -177,6 +177,14 @@ class FakeTransport(asyncio.Transport):
             protocol.connection_lost(error)  # type: ignore[arg-type]
 
 
+def places(numbers: list[int], length: int) -> list[int]:
+    """``numbers``, drawn before the length was known, as sorted places within it.
+
+    An asynchronous test must not draw while it runs: the exception with which hypothesis stops an
+    example would end the task that all tests of the loop run in."""
+    return sorted({number % length for number in numbers} if length else ())
+
+
 @dataclass(frozen=True)
 class Reading:
     """One response as a strict client reads it."""
