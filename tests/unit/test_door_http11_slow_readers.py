@@ -109,7 +109,6 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer(kind: str)
 
 
 async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer_with_bytes_behind_its_request() -> None:
-    # BUGS.md D9b
     door = silent_door()
     door.feed(post(b"a", b"Connection: close"), b"behind")
     door.transport.is_stalled = True
@@ -124,7 +123,6 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer_with_bytes
 async def test_a_client_on_a_real_socket_that_reads_slowly_gets_all_of_its_last_answer() -> None:
     """The kernel holds megabytes, and says that it can take more only when a good part of them has
     been acknowledged: the transport's own buffer does not tell whether the client reads."""
-    # BUGS.md D9b
     handler = ScriptedHandler()
     handler.respond = None
     process = settings(handler)

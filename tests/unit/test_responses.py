@@ -30,7 +30,14 @@ def test_a_head_that_names_nothing_of_ours_passes_as_it_is() -> None:
     facts = read_facts(received)
 
     outcome = adapt(
-        200, received, facts, backend=BACKEND, route="/mcp", has_credentials=False, origin=None, session_id=b"s1"
+        200,
+        received,
+        facts,
+        backend=BACKEND,
+        route="/mcp",
+        has_credentials=False,
+        origin=None,
+        session_id=b"s1",
     )
 
     assert outcome is received
