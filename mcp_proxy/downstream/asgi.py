@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from mcp_proxy.downstream.asgi_head import Admissions, Head, Scope
+from mcp_proxy.downstream.asgi_head import Admissions, Head, Judged, Scope
 from mcp_proxy.downstream.asgi_reply import AsgiReply, Receive, Send, Watchers
 from mcp_proxy.downstream.settings import DoorSettings
-from mcp_proxy.wire import Handler, Rejection, Request
+from mcp_proxy.wire import Conversation, Handler, Rejection
 
 
 class AsgiDoor:
@@ -52,7 +52,12 @@ class AsgiDoor:
         if kind == "http":
             if not self._is_started:
                 await self._start_up()
-            await self._serve(scope, receive, send)
+            reply = AsgiReply(self._watchers)
+            conversation = await self._begin(scope, receive, reply)
+            if reply.is_over:
+                await reply.flush(send)
+            elif conversation is not None:
+                await reply.run(conversation, receive, send)
         elif kind == "lifespan":
             await self._live(receive, send)
         elif kind == "websocket":
@@ -80,43 +85,40 @@ class AsgiDoor:
         await self._on_shutdown()
         await self._watchers.aclose()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = Head(scope)
-        reply = AsgiReply(self._watchers)
+    async def _begin(self, scope: Scope, receive: Receive, reply: AsgiReply) -> Conversation | None:
+        """Read a request and hand it to the gateway. None if it was refused, or if the client
+        left before it had said what it wants."""
         handler = self._handler
+        judged = self._admissions.recall(scope) or self._judge(scope, reply)
+        if judged is None:
+            return None
+        admission, length, can_close, has_upgrade = judged
+        reply.closes = can_close
+        try:
+            body = await _read_body(receive, length, handler.body_limit)
+            if body is None:
+                return None
+            reply.closes = can_close and has_upgrade
+            if body and scope["method"] != "POST":
+                raise _Refused("bad_request", "only POST has a body here")
+        except _Refused as refused:
+            handler.refuse(admission.request, refused.rejection, reply)
+            return None
+        return handler.handle(admission, body, reply)
+
+    def _judge(self, scope: Scope, reply: AsgiReply) -> Judged | None:
+        """Ask the gateway about a head that it may not know. None if it was refused."""
+        head = Head(scope)
         if scope["http_version"] == "1.0":
             # ASGI cannot frame a streamed answer for it: uvicorn would write chunks.
-            await _refuse(handler, head.request, Rejection("http_version", "use HTTP/1.1"), reply, send)
-            return
-        reply.closes = head.can_close
-        admission = self._admissions.admit(head)
-        if isinstance(admission, Rejection):
-            await _refuse(handler, head.request, admission, reply, send)
-            return
-        try:
-            body = await _read_body(receive, head.length, handler.body_limit)
-        except _Refused as refused:
-            await _refuse(handler, head.request, refused.rejection, reply, send)
-            return
-        if body is None:
-            return  # the client left before it had said what it wants
-        reply.closes = head.can_close and head.has_upgrade
-        if body and scope["method"] != "POST":
-            rejection = Rejection("bad_request", "only POST has a body here")
-            await _refuse(handler, head.request, rejection, reply, send)
-            return
-        conversation = handler.handle(admission, body, reply)
-        if reply.is_over:
-            await reply.flush(send)
+            verdict: Judged | Rejection = Rejection("http_version", "use HTTP/1.1")
         else:
-            await reply.run(conversation, receive, send)
-
-
-async def _refuse(
-    handler: Handler, request: Request, rejection: Rejection, reply: AsgiReply, send: Send
-) -> None:
-    handler.refuse(request, rejection, reply)
-    await reply.flush(send)
+            reply.closes = head.can_close
+            verdict = self._admissions.admit(scope, head)
+        if isinstance(verdict, Rejection):
+            self._handler.refuse(head.request, verdict, reply)
+            return None
+        return verdict
 
 
 # --- request -----------------------------------------------------------------------------

@@ -170,3 +170,40 @@ async def test_any_answers_in_any_segments(names: list[str], cuts: list[int], wa
         assert receiver.head is not None
         assert (receiver.head[0], receiver.head[2]) == (status, length)
         assert line.owner.released_count == number
+
+
+async def test_a_known_answer_behind_half_a_head_is_the_rest_of_that_head() -> None:
+    line = Line()
+    line.ask()
+    known = ok(b"Content-Length: 5")
+    line.feed(known)
+    receiver = line.ask()
+    line.feed(b"HTTP/1.1 200 OK\r\nX: ", known)
+    assert receiver.ended
+    assert receiver.head is not None
+    assert list(receiver.head[1]) == [(b"x", b"HTTP/1.1 200 OK")]
+
+
+@pytest.mark.parametrize("length", [b"+5", b"-5", b"0x5", b"5 5", b"5_", b"", b"9" * 30])
+async def test_a_known_head_with_a_bad_length_is_an_error(length: bytes) -> None:
+    line = Line()
+    line.ask()
+    line.feed(ok(b"Content-Length: 5"))
+    receiver = line.ask()
+    line.feed(ok(b"Content-Length: " + length))
+    assert receiver.verdict == ("HEAD", "invalid", True, False)
+
+
+async def test_a_known_head_with_more_or_less_than_its_body_is_read_the_long_way() -> None:
+    for wire, is_over, is_reusable in (
+        (ok(b"Content-Length: 5", body=b"hell"), False, False),
+        (ok(b"Content-Length: 5", body=b"hello!"), True, False),
+        (ok(b"Content-Length: 6", body=b"hello!"), True, True),
+    ):
+        line = Line()
+        line.ask()
+        line.feed(ok(b"Content-Length: 5"))
+        receiver = line.ask()
+        line.feed(wire)
+        assert (receiver.ended, line.is_reusable) == (is_over, is_reusable)
+        assert receiver.body == wire.partition(b"\r\n\r\n")[2][: (receiver.head or (0, 0, 0))[2]]

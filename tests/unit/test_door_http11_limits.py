@@ -128,3 +128,16 @@ async def test_a_hundred_pipelined_requests_are_served_in_order_and_one_at_a_tim
         door.served[number].reply.answer(200, [], b"")
         await door.settled()
     assert len(door.responses()) == 100
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 1001, 3000])
+@pytest.mark.parametrize("kind", ["length", "chunked", "line ends"])
+async def test_a_body_in_very_many_pieces_is_that_body(count: int, kind: str) -> None:
+    body = b"\r\n\r\n" * count if kind == "line ends" else bytes(index % 251 for index in range(2 * count))
+    wire = post(body) if kind == "length" else post(chunked(body), framing=CHUNKED)
+    start = wire.index(b"\r\n\r\n") + 4
+    for cuts in (range(start, len(wire), 2), [start]):
+        door = Door()
+        door.feed_cut(wire + post(b"next"), [*cuts, len(wire)])
+        await door.settled()
+        assert [served.body for served in door.served] == [body, b"next"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.doorway import CHUNKED, Door, ScriptedHandler, chunked, get, post
+from tests.unit.doorway import BODY_LIMIT, CHUNKED, Door, ScriptedHandler, chunked, get, post
 from tests.unit.fakes import places
 
 FAKE_END = b"0\r\n\r\nPOST /forged HTTP/1.1\r\nHost: door.example\r\nContent-Length: 0\r\n\r\n"
@@ -292,3 +292,33 @@ async def test_a_declined_upgrade_does_not_hide_that_the_client_closes(field: by
         await door.settled()
         (answer,) = door.responses(wire[:4].strip())
         assert (answer.status, answer.closes, len(door.served)) == (200, True, 1)
+
+
+REPEATED = post(b"12345")
+
+
+@pytest.mark.parametrize(
+    "length", [b"+5", b"-5", b"0x5", b"5 5", b"5, 5", b"5_", b"", b"\t", b"1e0", b"\xb2", b"9" * 30]
+)
+async def test_a_repeated_head_with_a_bad_length_is_as_bad_as_the_first_time(length: bytes) -> None:
+    door = Door()
+    door.feed(REPEATED)
+    door.feed(REPEATED.replace(b"Content-Length: 5", b"Content-Length: " + length))
+    first, second = door.responses()
+    assert (first.status, second.status, second.closes, len(door.served)) == (200, 400, True, 1)
+
+
+async def test_a_repeated_head_has_the_same_limit_of_its_body() -> None:
+    for size, status in ((BODY_LIMIT, 200), (BODY_LIMIT + 1, 413)):
+        door = Door()
+        door.feed(REPEATED, post(b"x" * size))
+        assert [answer.status for answer in door.responses()] == [200, status]
+
+
+@pytest.mark.parametrize("length", [b"5", b"05", b"0005"])
+async def test_a_repeated_head_with_another_spelling_of_its_length_is_served(length: bytes) -> None:
+    door = Door()
+    wire = REPEATED.replace(b"Content-Length: 5", b"Content-Length: " + length)
+    door.feed(REPEATED, wire, wire + REPEATED)
+    await door.settled()
+    assert [served.body for served in door.served] == [b"12345"] * 4

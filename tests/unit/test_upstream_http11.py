@@ -93,6 +93,7 @@ async def test_a_connection_that_the_backend_closed_while_idle_is_not_used(rig: 
     await rig.ask()
     rig.backend.take_one().conn.close()
     await rig.closed()
+    assert repr(rig.transport).endswith("open=0 idle=0>")
     assert (await rig.ask()).body == b"ok"
 
 
