@@ -104,6 +104,15 @@ class SessionKeeper:
                 self.end(key)
                 self._say_goodbye(exchange, key)
         elif exchange.state is State.STORING:
+            self.find(exchange, key, self._settle_conflict)
+
+    def _settle_conflict(self, exchange: Exchange, owner: SessionRecord | None) -> None:
+        """A backend issued an id that exists. Its own may come again, after a restart; that of
+        another backend must not be taken over."""
+        assert exchange.backend is not None
+        if owner is not None and owner.backend == exchange.backend.id:
+            exchange.stored()
+        else:
             logger.error("%r issued a session id that exists already", exchange.backend)
             exchange.refuse(Rejection("session_conflict", id=exchange.id), Fault.BACKEND)
 

@@ -34,6 +34,9 @@ HEAD_LIMIT: Final = 64 * 1024
 INTERIM_LIMIT: Final = 8
 """1xx responses swallowed before the final one (RFC 9110 section 15.2 puts no bound)."""
 
+KNOWN_HEAD: Final = 4 * 1024
+"""Size of a head that is remembered; a thousand may be."""
+
 COPY_LIMIT: Final = 64 * 1024
 """Bodies up to this are joined with the head into one write; above, copying costs more."""
 
@@ -291,7 +294,7 @@ class Connection(asyncio.Protocol):
         elif self._chunked and length is not None:
             raise _Invalid("the response has both Content-Length and Transfer-Encoding")
         elif length is not None and self._keep_alive:
-            repeated = RepeatedHead.of(head, (status, forward))
+            repeated = RepeatedHead.of(head, (status, forward)) if len(head) <= KNOWN_HEAD else None
             if repeated is not None:
                 self._owner.remember(self._session, repeated)
         if not self._chunked:

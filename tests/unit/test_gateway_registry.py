@@ -142,12 +142,25 @@ async def test_a_conflict_and_a_failure_show_no_session() -> None:
             await store.fail(value)
         else:
             await store.answer(value)
+            await store.answer(SessionRecord("http://elsewhere.example:80/mcp"))  # who has it, then
         assert client.verdict == verdict
         assert client.reply.one(SESSION) is None
         assert house.attempts[0].is_cancelled
         assert [backend.sessions for backend in house.backends] == [0, 0]
         goodbyes(house, 0 if value is False else 1)
         house.assert_quiet()
+
+
+async def test_a_backend_may_issue_its_own_id_again() -> None:
+    """It was restarted, and its ids are not random: the client has its session."""
+    house, store = slow_house()
+    client = await begun(house)
+    await store.answer(False)
+    await store.answer(SessionRecord(house.attempts[0].backend))
+    house.attempts[0].body(b"{}")
+    house.attempts[0].end()
+    assert (client.reply.status, client.reply.one(SESSION)) == (200, b"s1")
+    house.assert_quiet()
 
 
 def goodbyes(house: Gatehouse, count: int) -> None:

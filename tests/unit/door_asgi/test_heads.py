@@ -77,16 +77,56 @@ async def test_a_head_with_the_same_bytes_is_judged_once(
         {"client": ("192.0.2.2", 5)},
         {"headers": headers((b"x", b"1"))},
         {"headers": headers((b"upgrade", b"h2c"))},
+        {"headers": headers()[1:]},
+        {"headers": [(b"host", b"a"), (b"x", b"1"), (b"content-length", b"2")]},
+        {"raw_path": b"/x/mcp", "root_path": "/x", "query_string": b"q"},
     ],
     ids=str,
 )
+@pytest.mark.parametrize("times", [1, 3])
 async def test_a_head_that_differs_anywhere_is_judged_by_itself(
-    door: AsgiDoor, judged: list[Request], scope: dict[str, object]
+    door: AsgiDoor, judged: list[Request], scope: dict[str, object], times: int
 ) -> None:
-    await Server().run(door)
+    for _ in range(times):
+        await Server().run(door)
     await Server(**scope).run(door)
     assert len(judged) == 2
     assert judged[0] != judged[1]
+
+
+@pytest.mark.parametrize(
+    "client", [("192.0.2.1", 5), ["192.0.2.1", 5], None], ids=["a tuple", "a list", "unknown"]
+)
+async def test_clients_that_take_turns_are_judged_once(
+    door: AsgiDoor, handler: ScriptedHandler, judged: list[Request], client: object
+) -> None:
+    one, other = headers((b"x", b"1")), headers((b"x", b"2"))
+    for turn in (one, other, other, one, one, other):
+        await Server(client=client, headers=turn).run(door)
+    assert len(judged) == 2
+    served = [dict(served.request.headers)[b"x"] for served in handler.served]
+    assert served == [b"1", b"2", b"2", b"1", b"1", b"2"]
+
+
+@pytest.mark.parametrize("framing", [b"3", b"+2", b"", b"9" * 5000], ids=["other", "signed", "none", "huge"])
+async def test_a_repeated_head_still_says_how_long_its_body_is(
+    door: AsgiDoor, handler: ScriptedHandler, framing: bytes
+) -> None:
+    for _ in range(3):
+        assert (await Server().run(door))[0]["status"] == 200
+    sent = await Server(headers=headers(length=framing)).run(door)
+    assert sent[0]["status"] == 400
+    assert handler.reasons == ["bad_request"]
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert len(handler.served) == 3
+
+
+async def test_a_repeated_head_may_come_in_any_iterable(door: AsgiDoor, judged: list[Request]) -> None:
+    for _ in range(3):
+        server = Server()
+        server.scope["headers"] = tuple(server.scope["headers"])
+        await server.run(door)
+    assert len(judged) == 1
 
 
 async def test_a_refused_head_is_judged_every_time(door: AsgiDoor, handler: ScriptedHandler) -> None:

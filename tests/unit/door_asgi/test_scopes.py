@@ -98,6 +98,36 @@ async def test_pieces_of_one_iteration_leave_as_one(door: AsgiDoor, handler: Scr
     assert sent[1] == {"type": "http.response.body", "body": b"abc", "more_body": False}
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["an answer that came later", "an answer at once"])
+async def test_a_reply_that_is_kept_keeps_nothing_of_its_request(
+    door: AsgiDoor, handler: ScriptedHandler, waits: bool
+) -> None:
+    """Exchanges are recorded in batches, so replies outlive their requests."""
+    server = Server()
+    kept: list[Served] = []
+
+    def respond(served: Served) -> None:
+        kept.append(served)
+        answer = partial(served.reply.answer, 200, [], b"")
+        if waits:
+            asyncio.get_running_loop().call_soon(answer)
+        else:
+            answer()
+
+    handler.respond = respond
+    await server.run(door)
+    request, conversation = weakref.ref(server), weakref.ref(kept[0].conversation)
+    kept[0].conversation = Conversation()
+    handler.served.clear()
+    gc.disable()
+    try:
+        del server
+        assert request() is None
+        assert conversation() is None
+    finally:
+        gc.enable()
+
+
 def _stream(served: Served) -> None:
     served.reply.start(200, [], None)
 
