@@ -29,7 +29,7 @@ KNOWN_BYTES: Final = 4096
 
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
 
-_LENGTH_DIGITS: Final = 18
+LENGTH_DIGITS: Final = 18
 """More than any body has; int() itself refuses thousands."""
 
 _PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
@@ -52,7 +52,8 @@ class Head:
                 if name == b"upgrade":
                     has_upgrade = True
             elif name == b"content-length":
-                length = int(value) if _is_length(value) and length is None else -1
+                is_valid = value.isdigit() and len(value) <= LENGTH_DIGITS and length is None
+                length = int(value) if is_valid else -1
             elif name == b"transfer-encoding":
                 is_chunked = True
             else:
@@ -112,7 +113,7 @@ class RepeatedHead:
         ):
             return None
         name, value = headers[at]
-        if name != b"content-length" or not _is_length(value):
+        if name != b"content-length" or not value.isdigit() or len(value) > LENGTH_DIGITS:
             return None
         length = int(value)
         return self._admission, length, length != 0, False
@@ -172,10 +173,6 @@ def _line(scope: Scope) -> object:
         get("query_string"),
         get("scheme"),
     )
-
-
-def _is_length(value: bytes) -> bool:
-    return value.isdigit() and len(value) <= _LENGTH_DIGITS
 
 
 def _size(head: Head) -> int:

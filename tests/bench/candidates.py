@@ -137,6 +137,10 @@ def _http11(setup: Setup) -> Start:
 def _asgi(setup: Setup) -> Start:
     arguments = ["uvicorn", "mcp_proxy.asgi:app", "--host", "127.0.0.1", "--port", str(setup.port)]
     quiet = ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
+    # As the README says: the proxy judges forwarded addresses itself (trusted_proxies), and what
+    # uvicorn had already replaced it could not. Date and Server stay uvicorn's own: the door leaves
+    # Date to its server, and with --no-date-header an answer would have none (RFC 9110 section 6.6.1).
+    quiet.append("--no-proxy-headers")
     return Start([*_python(setup), *arguments, *quiet], {"MCP_PROXY_CONFIG": str(_our_config(setup))})
 
 

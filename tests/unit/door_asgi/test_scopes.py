@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -13,7 +16,7 @@ from mcp_proxy.errors import StartupError
 from mcp_proxy.wire import Handler
 from tests.tools import PATIENCE_S
 from tests.unit.door_asgi.direct import Messages, Server
-from tests.unit.doorway import ScriptedHandler, Served
+from tests.unit.doorway import Conversation, ScriptedHandler, Served
 
 
 async def test_peer_and_scheme_come_from_the_scope(door: AsgiDoor, handler: ScriptedHandler) -> None:
