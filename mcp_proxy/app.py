@@ -38,8 +38,6 @@ from mcp_proxy.telemetry.metrics import GaugeSnapshot, Metrics
 from mcp_proxy.upstream import Transport
 from mcp_proxy.upstream.http11 import Http11Transport
 
-logger = logging.getLogger("mcp_proxy")
-
 STREAMS_SHARE = 0.75
 """Of the connections that the file limit allows, so many may be streams; the rest is left to
 calls, which must work while streams are refused."""

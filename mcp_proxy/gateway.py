@@ -9,7 +9,6 @@ and no response head came. A registry that cannot be asked is never "unknown ses
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -34,8 +33,6 @@ from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
 from mcp_proxy.upstream import Outgoing
 from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
-
-logger = logging.getLogger("mcp_proxy")
 
 PIN_RETRY_S: Final = (0.1, 0.4)
 """Pauses before the owner of a session is dialled again: a restarting backend or a full
@@ -257,18 +254,24 @@ class Gateway:
         if is_new:
             pool.learn_sessions(session_id is not None)
             if session_id is not None:
-                key = SessionKey(pool.name, session_id)
-                if is_session_id(session_id):
-                    self.keeper.learn(exchange, key, status, headers, length)
-                else:
-                    detail = "the backend issued an illegal session id"
-                    exchange.refuse(Rejection("upstream_invalid", detail, exchange.id), Fault.BACKEND)
+                self._learn(exchange, session_id, status, headers, length)
                 return
         elif plan.aim is Aim.SESSION and (status == 404 or (plan.ends_session and 200 <= status < 300)):
             # Its owner ended it or does not know it any more.
             assert exchange.key is not None
             self.keeper.end(exchange.key)
         exchange.relay(status, headers, length)
+
+    def _learn(
+        self, exchange: Exchange, session_id: bytes, status: int, headers: Fields, length: int | None
+    ) -> None:
+        """A session begins: write it down first, relay the head then."""
+        if is_session_id(session_id):
+            key = SessionKey(exchange.pool.name, session_id)
+            self.keeper.learn(exchange, key, status, headers, length)
+        else:
+            detail = "the backend issued an illegal session id"
+            exchange.refuse(Rejection("upstream_invalid", detail, exchange.id), Fault.BACKEND)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, status: int) -> bool:
         """A head that another backend can better: any 5xx to ``server/discover``, and the
