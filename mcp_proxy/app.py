@@ -266,6 +266,17 @@ def _backend_status(backend: Backend) -> BackendStatus:
     )
 
 
+def _tls_options(config: Config) -> dict[str, object]:
+    """Of the data listener, as uvicorn calls them."""
+    tls = config.tls
+    if tls is None:
+        return {}
+    options: dict[str, object] = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    if tls.client_ca is not None:
+        options |= {"ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
+
+
 def run(config: Config, *, log_level: str, on_started: Callable[[Address, Address | None], None]) -> int:
     """Serve until a signal ends it; returns the exit code of the process.
 
@@ -286,18 +297,13 @@ def run(config: Config, *, log_level: str, on_started: Callable[[Address, Addres
     raise_fd_limit()
     service = Service(config)
     data_socket = servers.bind(config.listen.host, config.listen.port)
-    tls: dict[str, object] = {}
-    if config.tls is not None:
-        tls = {"ssl_certfile": config.tls.certificate, "ssl_keyfile": config.tls.key}
-        if config.tls.client_ca is not None:
-            tls |= {"ssl_ca_certs": config.tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     data_config = servers.config(
         service.door,
         data_socket,
         http=Http11Protocol,
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(config.limits.drain)),
-        **tls,
+        timeout_graceful_shutdown=config.limits.drain,
+        **_tls_options(config),
     )
     admin = None
     admin_address = None
