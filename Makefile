@@ -18,7 +18,7 @@ TOOLS := redis-server nginx haproxy wrk
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: help setup tools run test check wire e2e conformance bench load clean
+.PHONY: help setup tools run test check wire e2e nightly conformance bench load clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ wire: .venv/.ready-dev tools ## what goes over the wire, byte by byte, well-form
 
 e2e: .venv/.ready-dev tools ## official clients and servers through the proxy
 	$(PYTEST) tests/e2e -m 'not conformance'
+
+nightly: .venv/.ready-dev tools ## state machine of the session registry: 200 new histories for every store
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/state
 
 conformance: .venv/.ready-conformance ## the official conformance suite, direct and through the proxy
 	$(BIN)/python -m tests.conformance

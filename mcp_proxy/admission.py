@@ -12,7 +12,8 @@ from typing import Final
 import msgspec
 
 from mcp_proxy.forwarding import Forwarder
-from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request
+from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request, renamed
+from mcp_proxy.policy import Identify, anonymous
 from mcp_proxy.policy.origin import OriginGuard, cors_headers, preflight_headers
 from mcp_proxy.routing import ALLOW_ALL
 from mcp_proxy.sessions import SessionKey
@@ -32,14 +33,24 @@ class Admitted(msgspec.Struct):
     """Address of the client, as far as trusted proxies vouch for it."""
     key: SessionKey | None
     """Of the session that the head names; None without one, or if the id cannot be one."""
+    principal: str = ""
+    """``Principal.digest`` of who asks; empty for nobody in particular."""
     forward: Fields | None = None
     """What the backend gets, once it has been built."""
+    renamed: tuple[bytes, Fields] | None = None
+
+    def forward_as(self, session_id: bytes) -> Fields:
+        """What the backend gets that calls the session so; ``forward`` has been built."""
+        if self.renamed is None or self.renamed[0] != session_id:
+            assert self.forward is not None
+            self.renamed = (session_id, renamed(self.forward, session_id))
+        return self.renamed[1]
 
     def slim(self) -> Admitted:
         """What the record of an open stream will need, without the head."""
         request = self.request
         light = Request(request.method, b"", [], request.peer, request.scheme)
-        return Admitted(light, _NO_HEAD, self.route, self.pool, b"", self.client, None)
+        return Admitted(light, _NO_HEAD, self.route, self.pool, b"", self.client, None, self.principal)
 
 
 _NO_HEAD: Final = read_request([])
@@ -52,10 +63,17 @@ class Porter:
     """Judges heads. ``routes``: path to pool name, matched byte for byte, so that nothing
     depends on how anybody decodes or normalises a path."""
 
-    def __init__(self, routes: Mapping[bytes, str], guard: OriginGuard, forwarder: Forwarder) -> None:
+    def __init__(
+        self,
+        routes: Mapping[bytes, str],
+        guard: OriginGuard,
+        forwarder: Forwarder,
+        identify: Identify = anonymous,
+    ) -> None:
         self._routes = {path: (path.decode("ascii"), pool) for path, pool in routes.items()}
         self._guard = guard
         self._forwarder = forwarder
+        self._identify = identify
 
     def admit(self, request: Request) -> Admitted | Rejection:
         path, mark, query = request.target.partition(b"?")
@@ -72,8 +90,10 @@ class Porter:
         client = self._forwarder.client(request, head)
         key = None
         if head.session_id is not None and is_session_id(head.session_id):
-            key = SessionKey(route[1], head.session_id)
-        return Admitted(request, head, route[0], route[1], mark + query, client, key)
+            key = SessionKey(route[0], head.session_id)
+        principal = self._identify(request)
+        digest = "" if principal is None else principal.digest
+        return Admitted(request, head, route[0], route[1], mark + query, client, key, digest)
 
     def route(self, request: Request) -> str:
         """Path of the route that the request names, ``""`` if there is none."""

@@ -1,50 +1,52 @@
 """The composition root: the one place that names concrete classes.
 
 Rules of this file: it wires and owns, nothing else. A ``Service`` is one proxy in one event
-loop; ``run`` is a process around it: sockets, signals, the data and the admin listener.
+loop; the process around it is in ``process.py``.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import ssl
 import sys
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from mcp_proxy import __version__, clock
 from mcp_proxy.admin import BackendStatus, Check, PoolStatus, Status
 from mcp_proxy.admission import Porter
+from mcp_proxy.affinity import Affinity
 from mcp_proxy.backends import Backend, Balance
 from mcp_proxy.backends.balance import LeastSessions, RoundRobin
 from mcp_proxy.clock import Ticker
-from mcp_proxy.config import Address, Config, PoolConfig
+from mcp_proxy.config import Config, PoolConfig
 from mcp_proxy.downstream.asgi import AsgiDoor
 from mcp_proxy.downstream.settings import DoorSettings, connections_for, current_fd_limit
 from mcp_proxy.errors import StartupError
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
+from mcp_proxy.keeper import SessionKeeper
+from mcp_proxy.policy import Identify, anonymous
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import BATCH, Recorder
-from mcp_proxy.sessions import SessionKey, SessionRecord
+from mcp_proxy.sessions import Listed, Page, SessionStore, Watcher, settled
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Sink
 from mcp_proxy.telemetry.access_log import AccessLog
-from mcp_proxy.telemetry.metrics import GaugeSnapshot, Metrics
+from mcp_proxy.telemetry.metrics import Metrics
+from mcp_proxy.telemetry.snapshot import GaugeSnapshot, Snapshot
 from mcp_proxy.upstream import Transport
 from mcp_proxy.upstream.http11 import Http11Transport
+from mcp_proxy.watch import SessionWatch
 
 STREAMS_SHARE = 0.75
 """Of the connections that the file limit allows, so many may be streams; the rest is left to
 calls, which must work while streams are refused."""
 
 
-GC_THRESHOLD = 20_000
-"""New objects between two young collections."""
+CACHE_SHARE = 3
+"""A replica asks about a session in use at least so often within its time to live."""
 
 
 class Service:
@@ -53,8 +55,10 @@ class Service:
     ``start`` needs a running event loop and is idempotent; ``aclose`` ends all traffic.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Raises StartupError for certificates or log files that cannot be used."""
+    def __init__(self, config: Config, identify: Identify = anonymous) -> None:
+        """Raises StartupError for certificates or log files that cannot be used.
+
+        ``identify``: who a request is made for, while the configuration cannot say it."""
         self.config = config
         self.is_draining = False
         self._started_s = clock.now()
@@ -71,14 +75,17 @@ class Service:
         forwarder = Forwarder(config.trusted_proxies)
         guard = OriginGuard(config.listen.host, config.external_url)
         routes = {route.path.encode("ascii"): route.pool for route in config.routes}
-        store = MemoryStore(config.sessions.ttl, self._forget)
-        self._ticker.add(store.sweep)
         self.pools = {name: self._pool(name, pool) for name, pool in config.pools.items()}
+        self._by_route = {route.path: self.pools[route.pool] for route in config.routes}
+        watch = SessionWatch(self._by_route)
+        self.sessions = _session_store(config, self._tasks, watch)
+        self._ticker.add(self.sessions.sweep)
         self.gateway = Gateway(
-            porter=Porter(routes, guard, forwarder),
+            porter=Porter(routes, guard, forwarder, identify),
             forwarder=forwarder,
             pools=self.pools,
-            store=store,
+            keeper=SessionKeeper(self.sessions, self._tasks, self._metrics, ttl_s=config.sessions.ttl),
+            watch=watch,
             tasks=self._tasks,
             recorder=self._recorder,
             meters=self._metrics,
@@ -106,6 +113,7 @@ class Service:
 
     async def start(self) -> None:
         self._ticker.start()
+        self.sessions.start()
 
     async def aclose(self) -> None:
         await self.gateway.aclose()
@@ -122,9 +130,6 @@ class Service:
         self._recorder.flush()
         if self.access_log is not None:
             self.access_log.reopen()
-
-    def _forget(self, key: SessionKey, record: SessionRecord) -> None:
-        self.gateway.forget(key, record)
 
     # --- building --------------------------------------------------------------------
 
@@ -144,6 +149,9 @@ class Service:
             transports,
             balance,
             lost_after_s=config.lost_after,
+            reinitializes=config.on_backend_loss == "reinitialize",
+            affinity=Affinity(config.affinity.key),
+            tap=config.affinity.tap,
             authorization=None if secret is None else secret.value.encode("latin-1"),
         )
 
@@ -184,6 +192,10 @@ class Service:
 
     def ready(self) -> list[Check]:
         checks = [Check("drain", not self.is_draining, "draining" if self.is_draining else "serving")]
+        is_well, what = self.sessions.health()
+        # Never a reason to be taken out of rotation: every replica would be, and what works without
+        # the registry (known sessions, the stateless era) would stop as well.
+        checks.append(Check("sessions", True, what if is_well else f"degraded: {what}"))
         for name, pool in self.pools.items():
             up = sum(backend.unreachable_since_s is None for backend in pool.backends)
             # A pool without a reachable backend does not take the proxy out of rotation: its
@@ -215,11 +227,40 @@ class Service:
         self._recorder.flush()
         return self._metrics.render(accept) if self.config.telemetry.metrics else None
 
+    def snapshot(self) -> Snapshot:
+        """For the sum over several processes."""
+        self._recorder.flush()
+        return self._metrics.snapshot()
+
+    async def sessions_page(self, cursor: str, limit: int) -> Page:
+        return await settled(self.sessions.page(cursor, limit))
+
+    async def session(self, name: str) -> Listed | None:
+        return await settled(self.sessions.show(name))
+
+    async def end_session(self, name: str) -> bool:
+        return await settled(self.sessions.end(name))
+
+    async def restore_sessions(self, sessions: list[Listed]) -> int:
+        return await settled(self.sessions.restore(sessions))
+
+    def pool_of(self, session: Listed) -> str:
+        pool = self._by_route.get(session.route)
+        if pool is None:
+            pool = next((pool for pool in self.pools.values() if pool.find(session.record.backend)), None)
+        return "" if pool is None else pool.name
+
+    def _sessions_by_pool(self) -> dict[str, int]:
+        counts = dict.fromkeys(self.pools, 0)
+        for route, pool in self._by_route.items():
+            counts[pool.name] += self.sessions.count(route)
+        return counts
+
     def _gauges(self) -> GaugeSnapshot:
         return GaugeSnapshot(
             inflight=len(self.gateway.live),
             open_streams={name: pool.streams for name, pool in self.pools.items()},
-            sessions={name: self.gateway.keeper.store.count(name) for name in self.pools},
+            sessions=self._sessions_by_pool(),
             backends=[
                 (name, backend.id, backend.unreachable_since_s is None)
                 for name, pool in self.pools.items()
@@ -227,6 +268,40 @@ class Service:
             ],
             log_lines_dropped=0 if self.access_log is None else self.access_log.dropped,
         )
+
+
+def _session_store(config: Config, tasks: Tasks, watcher: Watcher) -> SessionStore:
+    sessions = config.sessions
+    if sessions.store == "memory":
+        return MemoryStore(sessions.ttl, watcher)
+    from mcp_proxy.sessions.shared import SharedStore
+
+    # Whoever uses a session begins its time to live anew within ``cache_ttl``; with so much to spare
+    # a session cannot expire between its last use here and that moment.
+    cache_ttl_s = min(sessions.cache_ttl, sessions.ttl / CACHE_SHARE)
+    ttl_s = sessions.ttl + cache_ttl_s
+    registry = seal = None
+    if sessions.url is not None:
+        from mcp_proxy.sessions.redis import RedisRegistry
+
+        registry = RedisRegistry(sessions.url, ttl_s=ttl_s, tasks=tasks)
+    if sessions.store == "signed":
+        from mcp_proxy.sessions.seal import Seal
+
+        backends = {
+            route.path: [_backend(entry.url, 1).id for entry in config.pools[route.pool].backends]
+            for route in config.routes
+        }
+        seal = Seal([key.value for key in sessions.keys], backends)
+    return SharedStore(
+        sessions.store,
+        ttl_s=ttl_s,
+        cache_ttl_s=cache_ttl_s,
+        tasks=tasks,
+        watcher=watcher,
+        registry=registry,
+        seal=seal,
+    )
 
 
 def _access_log(config: Config) -> AccessLog | None:
@@ -263,68 +338,4 @@ def _backend_status(backend: Backend) -> BackendStatus:
         sessions=backend.sessions,
         inflight=backend.inflight,
         streams=backend.streams,
-    )
-
-
-def _tls_options(config: Config) -> dict[str, object]:
-    """Of the data listener, as uvicorn calls them."""
-    tls = config.tls
-    if tls is None:
-        return {}
-    options: dict[str, object] = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
-    if tls.client_ca is not None:
-        options |= {"ssl_ca_certs": tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return options
-
-
-def run(config: Config, *, log_level: str, on_started: Callable[[Address, Address | None], None]) -> int:
-    """Serve until a signal ends it; returns the exit code of the process.
-
-    ``on_started`` gets the addresses in force (port 0 has become a number). Raises
-    StartupError if a port is taken or a file cannot be used.
-    """
-    import uvloop
-
-    from mcp_proxy.admin.app import create_admin
-    from mcp_proxy.downstream import server as servers
-    from mcp_proxy.downstream.http11 import Http11Protocol
-    from mcp_proxy.downstream.settings import raise_fd_limit
-
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    raise_fd_limit()
-    service = Service(config)
-    data_socket = servers.bind(config.listen.host, config.listen.port)
-    data_config = servers.config(
-        service.door,
-        data_socket,
-        http=Http11Protocol,
-        lifespan="on",
-        timeout_graceful_shutdown=config.limits.drain,
-        **_tls_options(config),
-    )
-    admin = None
-    admin_address = None
-    if config.admin.listen is not None:
-        admin_socket = servers.bind(config.admin.listen.host, config.admin.listen.port)
-        token = config.admin.token
-        admin_app = create_admin(service, None if token is None else token.value)
-        admin_config = servers.config(admin_app, admin_socket, lifespan="off", timeout_graceful_shutdown=1)
-        admin = (servers.Server(admin_config), admin_socket)
-        admin_address = Address(*admin_socket.getsockname()[:2])
-    address = Address(*data_socket.getsockname()[:2])
-    # Requests leave no cycles behind; collecting at every 700 new objects only costs. What lives
-    # as long as the process (modules, configuration) need not be looked at ever.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 20, 50)
-    return uvloop.run(
-        servers.run_servers(
-            (servers.Server(data_config, on_drain=service.drain), data_socket),
-            admin,
-            on_started=lambda: on_started(address, admin_address),
-            on_reopen=service.reopen_logs,
-        )
     )

@@ -33,6 +33,10 @@ class Deadlines(Generic[T]):
     def __len__(self) -> int:
         return len(self._due)
 
+    def __contains__(self, item: object) -> bool:
+        """Armed, and not expired yet."""
+        return item in self._due
+
     def arm(self, item: T, at_s: float | None = None) -> None:
         """Start or restart the clock of ``item``. ``at_s``: the present, if known."""
         if self.delay_s is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -25,7 +26,8 @@ from mcp_proxy.policy.origin import cors_headers
 from mcp_proxy.pools import Pool
 from mcp_proxy.replies import render
 from mcp_proxy.routing import Plan
-from mcp_proxy.sessions import SessionKey
+from mcp_proxy.sessions import SessionKey, SessionRecord
+from mcp_proxy.tap import Owned, Tap
 from mcp_proxy.upstream import Call, Outgoing, Transport
 from mcp_proxy.wire import Fields, Headers, Rejection, Reply
 
@@ -38,7 +40,7 @@ class State(Enum):
     WAITING = "waiting"
     """Handed to a transport; no response head yet."""
     STORING = "storing"
-    """Head arrived; it leaves when the registry has acknowledged the session."""
+    """Head arrived; it leaves, or is dropped, when the registry has answered."""
     HOLDING = "holding"
     """Head and body are held until whole, up to ``limits.json_hold``: SDK clients do not
     survive a truncated JSON answer."""
@@ -52,7 +54,7 @@ class State(Enum):
 _MOVES: Final[dict[State, frozenset[State]]] = {
     State.ROUTING: frozenset((State.WAITING, State.DONE)),
     State.WAITING: frozenset((State.ROUTING, State.STORING, State.HOLDING, State.RELAYING, State.DONE)),
-    State.STORING: frozenset((State.HOLDING, State.RELAYING, State.DONE)),
+    State.STORING: frozenset((State.ROUTING, State.HOLDING, State.RELAYING, State.DONE)),
     State.HOLDING: frozenset((State.RELAYING, State.DONE)),
     State.RELAYING: frozenset((State.DONE,)),
     State.DONE: frozenset(),
@@ -67,6 +69,9 @@ _PHASES: Final = {
     State.DONE: Phase.NONE,
 }
 
+
+DOUBTS_LIMIT: Final = 2
+"""A session may have moved while a request of it was on its way; nobody moves twice in a moment."""
 
 _NONE: Final[Headers] = []
 """Never filled; spares every exchange a list."""
@@ -90,6 +95,12 @@ class Director(Protocol):
     def on_stream(self, exchange: Exchange) -> None:
         """The head of an event stream is being sent."""
 
+    def on_owned(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        """An event of the answer says what its backend keeps."""
+
+    def on_held(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        """A tapped JSON answer is whole, and says this; ``answer_held`` sends it."""
+
     def on_finish(self, exchange: Exchange) -> None:
         """The exchange has ended; count and record it. Called exactly once."""
 
@@ -98,11 +109,11 @@ class Exchange:
     """Implements Conversation for its door and Receiver for its transport."""
 
     __slots__ = (
-        "_call", "_director", "_ended", "_held", "_held_bytes", "_length", "_occupies", "_paused",
-        "_reply", "_whole", "admission", "attempts", "backend", "body", "bytes_in", "bytes_out",
-        "counts_as_stream", "envelope", "fault", "finished_s", "head_s", "headers", "is_stream", "key",
-        "pending", "phase", "pin_retries", "plan", "pool", "reason", "sent_s", "started_s", "state",
-        "status", "streams_from", "tried",
+        "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_length", "_occupies",
+        "_paused", "_reply", "_whole", "admission", "affinity", "attempts", "backend", "body", "bytes_in",
+        "bytes_out", "counts_as_stream", "doubts", "envelope", "fault", "finished_s", "head_s", "headers",
+        "is_stream", "key", "pending", "phase", "pin_retries", "plan", "pool", "reason", "record", "sent_s",
+        "started_s", "state", "status", "streams_from", "tap", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -119,8 +130,14 @@ class Exchange:
         self.envelope: Envelope | None = None
         self.plan: Plan | None = None
         self.key: SessionKey | None = None
+        self.record: SessionRecord | None = None
+        """Of the session that the request belongs to, once it has been found."""
+        self.doubts = DOUBTS_LIMIT
+        """Times that the owner of the session may still be asked for again."""
         self.counts_as_stream = False
         """Holds one of ``limits.streams``."""
+        self.affinity: bytes | None = None
+        """Requests with the same value should reach the same backend."""
         # attempts
         self._call: Call | None = None
         self._paused = False
@@ -138,8 +155,12 @@ class Exchange:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._ended = False
+        self._ends_early = False
+        """The session was over before the head of its stream came."""
         self._whole: bytes | None = None
         """The body, when the response came in one piece."""
+        self.tap: Tap | None = None
+        """Looks at the answer, if that is wanted."""
         self.is_stream = False
         """The answer is ``text/event-stream``."""
         self.streams_from: Backend | None = None
@@ -189,6 +210,8 @@ class Exchange:
         """The attempt came to nothing; another may follow."""
         self._drop_call()
         self._whole = None
+        self._ended = self._ends_early = False
+        self._held, self._held_bytes = [], 0
         self._move(State.ROUTING)
         self._leave_backend()
 
@@ -196,7 +219,9 @@ class Exchange:
         """Pass a head on, now or when the body is whole."""
         self.status = status
         whole = self._whole
-        if whole is not None:
+        if whole is not None and self.tap is not None:
+            self._held, self._ended = [whole], True
+        elif whole is not None:
             self._close()
             self.bytes_out = len(whole)
             self._reply.answer(status, headers, whole)
@@ -286,6 +311,19 @@ class Exchange:
             return
         self.expire()
 
+    def end_listening_soon(self) -> None:
+        """The session is over, or lives at another backend now: end its stream cleanly, so that the
+        client comes back and learns of it. Not at once: whoever says so is in the middle of something."""
+        if self.state is State.RELAYING:
+            asyncio.get_running_loop().call_soon(self._end_listening)
+        elif self.state is not State.ROUTING:  # then it will be sent to where the session is
+            self._ends_early = True
+
+    def _end_listening(self) -> None:
+        if self.state is State.RELAYING:
+            self._drop_call()
+            self._break_off(Fault.BACKEND)
+
     def expire(self) -> None:
         """The time for draining is over: end whatever is left."""
         if self.state is State.RELAYING:
@@ -313,6 +351,8 @@ class Exchange:
 
     def on_body(self, chunk: bytes) -> None:
         if self.state is State.RELAYING:
+            if self.tap is not None and self.is_stream and (owned := self.tap.feed(chunk)):
+                self._director.on_owned(self, owned)
             self.bytes_out += len(chunk)
             self._reply.write(chunk)
             return
@@ -328,11 +368,12 @@ class Exchange:
     def on_end(self) -> None:
         self._call = None
         if self.state is State.HOLDING:
-            self._close()
-            body = b"".join(self._held)
-            self.bytes_out = len(body)
-            self._reply.answer(self.status, self.headers, body)
-        elif self.state is State.RELAYING:
+            if self.tap is None:
+                self.answer_held()
+            else:
+                self._director.on_held(self, self.tap.whole(b"".join(self._held)))
+            return
+        if self.state is State.RELAYING:
             self._close()
             self._reply.end()
         elif self.state is State.STORING:
@@ -352,6 +393,14 @@ class Exchange:
             except Exception:
                 self.crash()
 
+    def answer_held(self) -> None:
+        """The held body is whole and may leave."""
+        self._close()
+        body = b"".join(self._held)
+        self.bytes_out = len(body)
+        self._reply.answer(self.status, self.headers, body)
+        self._finish(Fault.NONE, Phase.NONE)
+
     # --- internals -------------------------------------------------------------------
 
     @property
@@ -365,6 +414,8 @@ class Exchange:
         if self.is_stream:
             self._director.on_stream(self)
         self._reply.start(self.status, self.headers, self._length)
+        if self._ends_early:
+            asyncio.get_running_loop().call_soon(self._end_listening)
         # A stream may stay for hours: keep nothing that only the way to here needed.
         self.body = b""
         self.headers = _NONE
@@ -408,4 +459,5 @@ class Exchange:
         self.headers = _NONE
         self._held = []
         self._whole = None
+        self.tap = None
         self._director.on_finish(self)

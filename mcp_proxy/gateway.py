@@ -8,8 +8,7 @@ and no response head came. A registry that cannot be asked is never "unknown ses
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,25 +17,25 @@ from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import EnvelopeError, parse
-from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import Facts, is_session_id, read_facts
 from mcp_proxy.keeper import SessionKeeper
+from mcp_proxy.owners import Owners, readable
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import render
 from mcp_proxy.responses import adapt
-from mcp_proxy.routing import ALLOW_POST, LEGACY_ANYWHERE, Aim, Plan, plan_delete, plan_get, plan_post
-from mcp_proxy.sessions import SessionKey, SessionRecord, SessionStore
+from mcp_proxy.revival import Reviver
+from mcp_proxy.routing import Aim, Era, Plan, plan_delete, plan_get, plan_post
+from mcp_proxy.sticky import SessionRouting
+from mcp_proxy.tap import Owned
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
 from mcp_proxy.upstream import Outgoing
+from mcp_proxy.watch import SessionWatch
 from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
-
-PIN_RETRY_S: Final = (0.1, 0.4)
-"""Pauses before the owner of a session is dialled again: a restarting backend or a full
-accept queue is over by then, and the client is spared a 503."""
 
 REPEAT_LIMIT: Final = 2
 """Backends that may see the same repeatable request; a poisonous one must not visit all."""
@@ -55,7 +54,8 @@ class Gateway:
         porter: Porter,
         forwarder: Forwarder,
         pools: Mapping[str, Pool],
-        store: SessionStore,
+        keeper: SessionKeeper,
+        watch: SessionWatch,
         tasks: Tasks,
         recorder: Recorder,
         meters: Meters,
@@ -72,7 +72,10 @@ class Gateway:
         """Streams open or being opened, all pools."""
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
         self.pools = pools
-        self.keeper = SessionKeeper(store, tasks, meters)
+        self._keeper = keeper
+        self._watch = watch
+        self._sticky = SessionRouting(self, keeper, Reviver(keeper.store, tasks, meters))
+        self._owners = Owners(self, keeper.store, tasks, meters)
         self._porter = porter
         self._forwarder = forwarder
         self._tasks = tasks
@@ -132,70 +135,52 @@ class Gateway:
                 return
             self.streams += 1
             exchange.counts_as_stream = True
-        if plan.aim is not Aim.SESSION:
-            self._send_anywhere(exchange)
-            return
-        exchange.key = key = exchange.admission.key
-        if key is None:
-            exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
-            return
-        self.keeper.find(exchange, key, self._route_session)
-
-    def _route_session(self, exchange: Exchange, record: SessionRecord | None) -> None:
-        """Send to the owner of the session; the answer to "no owner" is in one place."""
-        assert exchange.key is not None
-        pool = exchange.pool
-        if record is None:
-            if pool.is_stateless and exchange.envelope is not None:
-                exchange.plan = LEGACY_ANYWHERE
-                self._send_anywhere(exchange)
-            elif pool.is_stateless:
-                exchange.refuse(
-                    Rejection("method_not_allowed", "the backends keep no sessions", extra=ALLOW_POST)
-                )
-            else:
-                exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
-            return
-        backend = pool.find(record.backend)
-        if backend is None:
-            self._session_lost(exchange, exchange.key)
+        if plan.aim is Aim.SESSION:
+            self._sticky.route(exchange)
+        elif plan.era is Era.MODERN:
+            self._owners.route(exchange)
         else:
-            self._send(exchange, pool, backend)
-
-    def _session_lost(self, exchange: Exchange, key: SessionKey) -> None:
-        """The owner is gone for good: 404 makes the client start again; a DELETE is done."""
-        self.keeper.end(key)
-        if exchange.plan is not None and exchange.plan.ends_session:
-            exchange.answer(204, [], b"")
-        else:
-            exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.BACKEND)
+            self.send_anywhere(exchange)
 
     # --- send ------------------------------------------------------------------------
 
-    def _send_anywhere(self, exchange: Exchange) -> None:
+    def send_anywhere(self, exchange: Exchange) -> None:
         pool = exchange.pool
-        backend = pool.next(exchange.tried)
+        backend = pool.next(exchange.tried, exchange.affinity)
         if backend is None:
             exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
         else:
-            self._send(exchange, pool, backend)
+            self.send(exchange, pool, backend)
 
-    def _send(self, exchange: Exchange, pool: Pool, backend: Backend, *, fresh: bool = False) -> None:
+    def send(self, exchange: Exchange, pool: Pool, backend: Backend, *, fresh: bool = False) -> None:
         admission, plan = exchange.admission, exchange.plan
         assert plan is not None
-        headers = admission.forward
-        if headers is None:
-            headers = self._forwarder.headers(admission.request, admission.head, pool.authorization)
-            admission.forward = headers
+        headers = self.forward(exchange)
+        record = exchange.record
         if plan.aim is Aim.ANY and admission.head.session_id is not None:
             # It named no session known here, so no backend may take it for one.
             headers = Fields(pair for pair in headers if pair[0] != b"mcp-session-id")
+        elif record is not None and record.upstream_id:
+            headers = admission.forward_as(record.upstream_id)
+        elif pool.tap is not None and plan.era is Era.MODERN:
+            headers = readable(headers)
         target = backend.path + admission.query if admission.query else backend.path
         session = b"" if exchange.key is None else exchange.key.session_id
         outgoing = Outgoing(admission.request.method, target, headers, exchange.body, session, plan.listens)
         exchange.send(backend, pool.transport(backend), outgoing, fresh=fresh)
-        if plan.discover and pool.has_other(exchange.tried):
+        if plan.listens:
+            self._watch.sent(exchange)
+        elif plan.discover and pool.has_other(exchange.tried):
             self.discover_due.arm(exchange)
+
+    def forward(self, exchange: Exchange) -> Fields:
+        """The request's headers towards backends, under the session id of the client."""
+        admission = exchange.admission
+        headers = admission.forward
+        if headers is None:
+            headers = self._forwarder.headers(admission.request, admission.head, exchange.pool.authorization)
+            admission.forward = headers
+        return headers
 
     # --- Director: relay -------------------------------------------------------------
 
@@ -209,7 +194,7 @@ class Gateway:
             self.discover_due.disarm(exchange)
         if status >= 500 and self._tries_elsewhere(exchange, plan, status):
             exchange.retreat()
-            self._send_anywhere(exchange)
+            self.send_anywhere(exchange)
         else:
             self._relay(exchange, plan, backend, status, headers, length)
 
@@ -222,56 +207,93 @@ class Gateway:
         headers: Fields,
         length: int | None,
     ) -> None:
-        admission, pool = exchange.admission, exchange.pool
+        head, pool = exchange.admission.head, exchange.pool
         facts: Facts | None = headers.note
         if facts is None:
             headers.note = facts = read_facts(headers)
         if facts.changed is not None:
             headers = facts.changed
         exchange.is_stream = facts.is_stream
-        is_new = plan.aim is Aim.NEW_SESSION and 200 <= status < 300
-        session_id = facts.session_id
+        if plan.aim is Aim.NEW_SESSION and 200 <= status < 300:
+            pool.learn_sessions(facts.session_id is not None)
+            if facts.session_id is not None:
+                self._learn(exchange, facts.session_id, status, headers, length)
+                return
+        record = exchange.record
+        theirs = ours = head.session_id
+        if record is not None and record.upstream_id:
+            theirs = record.upstream_id
         if (
             status != 200
             or facts.location is not None
-            or admission.head.origin is not None
-            or session_id != admission.head.session_id
+            or head.origin is not None
+            or facts.session_id != theirs
         ):
-            adapted = adapt(
-                status,
-                headers,
-                facts,
-                backend=backend.id,
-                route=admission.route,
-                has_credentials=pool.authorization is not None,
-                origin=admission.head.origin,
-                session_id=session_id if is_new else admission.head.session_id,
-            )
-            if isinstance(adapted, Rejection):
-                exchange.refuse(msgspec.structs.replace(adapted, id=exchange.id), Fault.BACKEND)
+            adapted = self._adapt(exchange, status, headers, facts, theirs, ours)
+            if adapted is None:
                 return
             headers = adapted
-        if is_new:
-            pool.learn_sessions(session_id is not None)
-            if session_id is not None:
-                self._learn(exchange, session_id, status, headers, length)
-                return
-        elif plan.aim is Aim.SESSION and (status == 404 or (plan.ends_session and 200 <= status < 300)):
-            # Its owner ended it or does not know it any more.
-            assert exchange.key is not None
-            self.keeper.end(exchange.key)
+        elif theirs != ours:
+            headers = facts.named(headers, ours or b"")
+        self._pass_on(exchange, plan, status, headers, length)
+
+    def _pass_on(
+        self, exchange: Exchange, plan: Plan, status: int, headers: Fields, length: int | None
+    ) -> None:
+        if plan.aim is Aim.SESSION and (status == 404 or plan.ends_session):
+            self._sticky.relay(exchange, plan, status, headers, length)
+            return
+        if exchange.pool.tap is not None and plan.era is Era.MODERN and 200 <= status < 300:
+            self._owners.listen(exchange)
         exchange.relay(status, headers, length)
+
+    def _adapt(
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: Fields,
+        facts: Facts,
+        theirs: bytes | None,
+        ours: bytes | None,
+    ) -> Fields | None:
+        """The headers to pass on; None: the exchange has been refused. The session that the backend
+        calls ``theirs`` is ``ours`` to the client."""
+        admission = exchange.admission
+        assert exchange.backend is not None
+        adapted = adapt(
+            status,
+            headers,
+            facts,
+            backend=exchange.backend.id,
+            route=admission.route,
+            has_credentials=exchange.pool.authorization is not None,
+            origin=admission.head.origin,
+            theirs=theirs,
+            ours=ours,
+        )
+        if isinstance(adapted, Rejection):
+            exchange.refuse(msgspec.structs.replace(adapted, id=exchange.id), Fault.BACKEND)
+            return None
+        return adapted
 
     def _learn(
         self, exchange: Exchange, session_id: bytes, status: int, headers: Fields, length: int | None
     ) -> None:
         """A session begins: write it down first, relay the head then."""
-        if is_session_id(session_id):
-            key = SessionKey(exchange.pool.name, session_id)
-            self.keeper.learn(exchange, key, status, headers, length)
-        else:
+        if not is_session_id(session_id):
             detail = "the backend issued an illegal session id"
             exchange.refuse(Rejection("upstream_invalid", detail, exchange.id), Fault.BACKEND)
+            return
+        try:
+            key, record = self._keeper.issue(exchange, session_id)
+        except StoreError as error:
+            self._keeper.say_goodbye(exchange, session_id)
+            exchange.refuse(Rejection("upstream_invalid", str(error), exchange.id), Fault.BACKEND)
+            return
+        facts: Facts = headers.note or read_facts(headers)
+        adapted = self._adapt(exchange, status, headers, facts, session_id, key.session_id)
+        if adapted is not None:
+            self._keeper.learn(exchange, key, record, status, adapted, length)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, status: int) -> bool:
         """A head that another backend can better: any 5xx to ``server/discover``, and the
@@ -279,12 +301,6 @@ class Gateway:
         if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
             return False
         return exchange.pool.has_other(exchange.tried)
-
-    def forget(self, key: SessionKey, record: SessionRecord) -> None:
-        """A session record went; for the registry's ``on_forget``."""
-        backend = self.pools[key.pool].find(record.backend)
-        if backend is not None:
-            backend.sessions -= 1
 
     # --- Director: failures ----------------------------------------------------------
 
@@ -298,48 +314,24 @@ class Gateway:
         if error.phase is Phase.CONNECT and error.kind in ("refused", "timeout"):
             pool.refused(backend)
         if exchange.state is not State.WAITING:
-            self._give_up(exchange, error)
+            self.give_up(exchange, error)
         elif error.stale and (plan.repeatable or exchange.admission.request.method == b"GET"):
             exchange.retreat()
-            self._send(exchange, pool, backend, fresh=True)
-        elif plan.aim is Aim.SESSION:
-            self._retry_owner(exchange, pool, backend, error)
+            self.send(exchange, pool, backend, fresh=True)
+        elif exchange.record is not None:
+            self._sticky.retry(exchange, backend, error)
         elif self._may_go_elsewhere(exchange, plan, error) and pool.has_other(exchange.tried):
             exchange.retreat()
-            self._send_anywhere(exchange)
+            self.send_anywhere(exchange)
         else:
-            self._give_up(exchange, error)
+            self.give_up(exchange, error)
 
     def _may_go_elsewhere(self, exchange: Exchange, plan: Plan, error: UpstreamError) -> bool:
         if error.kind == "exhausted":
             return False
         return not error.sent or plan.discover or (plan.repeatable and exchange.attempts < REPEAT_LIMIT)
 
-    def _retry_owner(self, exchange: Exchange, pool: Pool, backend: Backend, error: UpstreamError) -> None:
-        """A session's request never goes to another backend; its owner gets a moment."""
-        assert exchange.key is not None
-        if error.sent or error.kind == "exhausted":
-            self._give_up(exchange, error)
-        elif pool.is_lost(backend):
-            self._session_lost(exchange, exchange.key)
-        elif exchange.pin_retries < len(PIN_RETRY_S):
-            pause_s = PIN_RETRY_S[exchange.pin_retries]
-            exchange.pin_retries += 1
-            exchange.retreat()
-            exchange.pending = asyncio.get_running_loop().call_later(
-                pause_s, self._resend, exchange, pool, backend
-            )
-        else:
-            self._give_up(exchange, error)
-
-    def _resend(self, exchange: Exchange, pool: Pool, backend: Backend) -> None:
-        exchange.pending = None
-        try:
-            self._send(exchange, pool, backend)
-        except Exception:
-            exchange.crash()
-
-    def _give_up(self, exchange: Exchange, error: UpstreamError) -> None:
+    def give_up(self, exchange: Exchange, error: UpstreamError) -> None:
         if error.kind == "exhausted":
             rejection = Rejection("overloaded", "out of file descriptors", exchange.id)
         elif error.phase is Phase.CONNECT:
@@ -362,9 +354,13 @@ class Gateway:
         pool.streams += 1
         exchange.backend.streams += 1
         exchange.streams_from = exchange.backend
-        if exchange.key is not None:
-            self.keeper.store.hold(exchange.key)
         self._meters.stream_opened(pool.name)
+
+    def on_owned(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        self._owners.learn(exchange, owned)
+
+    def on_held(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        self._owners.learn_first(exchange, owned)
 
     def on_finish(self, exchange: Exchange) -> None:
         self.live.discard(exchange)
@@ -372,18 +368,21 @@ class Gateway:
             pool = exchange.pool
             pool.streams -= 1
             exchange.streams_from.streams -= 1
-            if exchange.key is not None:
-                self.keeper.store.release(exchange.key)
             self._meters.stream_closed(pool.name, CLOSE_REASONS[exchange.fault])
         if exchange.counts_as_stream:
             self.streams -= 1
-        if exchange.plan is not None and exchange.plan.discover:
+        plan = exchange.plan
+        if plan is not None and plan.discover:
             self.discover_due.disarm(exchange)
+        elif plan is not None and plan.listens:
+            self._watch.finished(exchange)
         self._recorder.finished(exchange)
 
     def sweep(self, at_s: float) -> None:
-        """Fire due deadlines, look for absent backends; a job for the Ticker."""
+        """Fire due deadlines, look for absent backends, keep sessions in use alive; a job for the
+        Ticker."""
         self.discover_due.sweep(at_s)
+        self._keeper.touch(self.live, at_s)
         for pool in self.pools.values():
             for backend in pool.absent(at_s):
                 self._tasks.spawn(pool.probe(backend))
@@ -395,7 +394,7 @@ class Gateway:
         await self._tasks.aclose()
         for pool in self.pools.values():
             await pool.aclose()
-        await self.keeper.store.aclose()
+        await self._keeper.store.aclose()
 
 
 _FAULTS: Final = {"timeout": Fault.TIMEOUT, "exhausted": Fault.PROXY}

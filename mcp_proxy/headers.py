@@ -273,7 +273,7 @@ def read_response(headers: Headers) -> tuple[Fields, int | None]:
     return Fields(forward), length
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(msgspec.Struct):
     """What the head of a response says about it."""
 
     is_stream: bool
@@ -283,6 +283,19 @@ class Facts(msgspec.Struct, frozen=True):
     changed: Fields | None
     """The headers to pass on, if they are others than those that were read. (Not the same
     block: it keeps these facts, and would never be freed.)"""
+    _named: tuple[bytes, Fields] | None = None
+
+    def named(self, headers: Fields, session_id: bytes) -> Fields:
+        """The headers under the client's own session id. The same block comes again within a session,
+        so the last result is kept."""
+        if self._named is None or self._named[0] != session_id:
+            self._named = (session_id, renamed(headers, session_id))
+        return self._named[1]
+
+
+def renamed(headers: Headers, session_id: bytes) -> Fields:
+    """The same headers with another session id, in the same place."""
+    return Fields((name, session_id if name == b"mcp-session-id" else value) for name, value in headers)
 
 
 def read_facts(headers: Fields) -> Facts:

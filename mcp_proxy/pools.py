@@ -6,19 +6,23 @@ Rules of this file: no I/O but through the transports; what a pool has learnt (s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from mcp_proxy import clock
+from mcp_proxy.affinity import Affinity, RendezvousHash
 from mcp_proxy.backends import Backend, Balance
 from mcp_proxy.upstream import Transport
+
+PRINCIPAL: Final = Affinity("principal")
 
 
 class Pool:
     """``transports`` has one entry per backend id."""
 
     __slots__ = (
-        "_balance", "_by_id", "_is_stateful",
-        "_probing", "_transports", "authorization", "backends", "is_stateless",
-        "lost_after_s", "name", "streams",
+        "_balance", "_by_id", "_hash", "_is_stateful",
+        "_probing", "_transports", "affinity", "authorization", "backends", "is_stateless",
+        "lost_after_s", "name", "reinitializes", "streams", "tap",
     )  # fmt: skip
 
     def __init__(
@@ -30,12 +34,20 @@ class Pool:
         *,
         lost_after_s: float,
         authorization: bytes | None,
+        reinitializes: bool = False,
+        affinity: Affinity = PRINCIPAL,
+        tap: int | None = None,
     ) -> None:
         self.name = name
         self.backends = tuple(backends)
         self.lost_after_s = lost_after_s
         self.authorization = authorization
         """What backends get instead of the client's Authorization, None to pass that on."""
+        self.affinity = affinity
+        self.tap = tap
+        """Size of answers in which to look for what their backend keeps; None: do not look."""
+        self.reinitializes = reinitializes
+        """Sessions of a lost backend are made anew at another one."""
         self.is_stateless = False
         """Every ``initialize`` so far was answered without a session id: requests may go
         anywhere, and a session id that a client makes up means nothing."""
@@ -43,6 +55,7 @@ class Pool:
         self.streams = 0
         self._probing: set[str] = set()
         self._balance = balance
+        self._hash = RendezvousHash(name)
         self._transports = dict(transports)
         self._by_id = {backend.id: backend for backend in backends}
 
@@ -55,8 +68,11 @@ class Pool:
     def transport(self, backend: Backend) -> Transport:
         return self._transports[backend.id]
 
-    def next(self, tried: Sequence[str] = ()) -> Backend | None:
-        """The backend for a request that no session binds, other than those tried."""
+    def next(self, tried: Sequence[str] = (), affinity: bytes | None = None) -> Backend | None:
+        """The backend for a request that no session binds, other than those tried. Requests with the
+        same ``affinity`` get the same one while it is there."""
+        if affinity is not None:
+            return self._hash.choose(affinity, self.backends, tried, clock.now())
         return self._balance.choose(self.backends, tried, clock.now())
 
     def has_other(self, tried: Sequence[str]) -> bool:

@@ -85,6 +85,10 @@ class Recorder:
         envelope = exchange.envelope
         backend = exchange.backend
         key = exchange.key
+        name = "" if envelope is None else envelope.name or ""
+        if name and envelope is not None and envelope.method.startswith("tasks/"):
+            # The id may be all that is needed to read or cancel the task.
+            name = self._digest(name.encode())
         # _value_: Enum's ``value`` is a property written in Python.
         return RequestRecord(
             wall_s + exchange.finished_s,
@@ -94,7 +98,7 @@ class Recorder:
             "" if plan is None else plan.era._value_,
             _METHODS.get(admission.request.method, "other"),
             "" if envelope is None else envelope.method,
-            "" if envelope is None else envelope.name or "",
+            name,
             "" if envelope is None else envelope.kind._value_,
             exchange.status,
             exchange.reason,

@@ -21,20 +21,24 @@ def adapt(
     route: str,
     has_credentials: bool,
     origin: bytes | None,
-    session_id: bytes | None,
+    theirs: bytes | None,
+    ours: bytes | None,
 ) -> Fields | Rejection:
     """The headers to pass on, or why the response must not be. ``fields``: those so far.
 
     backend: URL of the backend. route: path under which the client asked. has_credentials:
-    the proxy authenticated itself. origin: the request's, allowed. session_id: the only one
-    that may be passed on; servers put throw-away ids on errors and some clients adopt
-    whatever they see.
+    the proxy authenticated itself. origin: the request's, allowed. theirs: how the backend
+    calls the only session that may be passed on, which the client calls ours; servers put
+    throw-away ids on errors and some clients adopt whatever they see.
     """
     if has_credentials and status in (401, 403):
         # The client would start an authorization flow for a resource that is not ours.
         return Rejection("credentials_refused", f"the backend answered {status}")
-    if facts.session_id is not None and facts.session_id != session_id:
-        fields = Fields(pair for pair in fields if pair[0] != b"mcp-session-id")
+    if facts.session_id is not None and (facts.session_id != theirs or theirs != ours):
+        kept = [pair for pair in fields if pair[0] != b"mcp-session-id"]
+        if facts.session_id == theirs and ours is not None:
+            kept.append((b"mcp-session-id", ours))
+        fields = Fields(kept)
     if facts.location is not None:
         location = rewrite_location(facts.location, backend, route)
         if location is None and 300 <= status < 400:

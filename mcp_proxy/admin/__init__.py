@@ -1,14 +1,18 @@
 """The seam to the admin listener: what it may ask of a running proxy.
 
 Rules of this file: values and a Protocol, so that importing the seam never imports Starlette.
-All calls come from the event loop, are synchronous, and must be cheap.
+All calls come from the event loop. Synchronous ones must be cheap; of the others arguments and results
+are what msgspec can encode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import NamedTuple, Protocol
 
 import msgspec
+
+from mcp_proxy.sessions import Listed, Page
 
 
 class Check(NamedTuple):
@@ -34,13 +38,19 @@ class PoolStatus(msgspec.Struct, frozen=True):
     backends: list[BackendStatus]
 
 
-class Status(msgspec.Struct, frozen=True):
+class WorkerStatus(msgspec.Struct, frozen=True):
+    pid: int
+    uptime_s: float
+    inflight: int
+
+
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     """The document at ``/status.json``."""
 
     version: str
     uptime_s: float
     pid: int
-    """Of the worker that answers."""
+    """Of the process that answers."""
     listen: str
     """``host:port`` of the data listener."""
     pools: dict[str, PoolStatus]
@@ -48,6 +58,12 @@ class Status(msgspec.Struct, frozen=True):
     """Named limits in bytes, seconds or pieces; None is no limit."""
     counters: dict[str, int]
     """Totals since the start."""
+    workers: list[WorkerStatus] = []
+    """Those that serve, when there are several; the rest of the document is their sum."""
+
+
+Exposition = tuple[bytes, str]
+"""The text of the metrics and its content type."""
 
 
 class AdminView(Protocol):
@@ -56,10 +72,26 @@ class AdminView(Protocol):
     def alive(self) -> bool:
         """The process works. Never depends on backends or the registry: a restart heals neither."""
 
-    def ready(self) -> list[Check]:
+    def ready(self) -> list[Check] | Awaitable[list[Check]]:
         """Ready when every check is ok. False for good once draining."""
 
-    def status(self) -> Status: ...
+    def status(self) -> Status | Awaitable[Status]: ...
 
-    def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
-        """The exposition and its content type; None when metrics are switched off."""
+    def metrics(self, accept: str | None) -> Exposition | Awaitable[Exposition | None] | None:
+        """None when metrics are switched off."""
+
+    # --- sessions; each raises StoreError if the registry cannot be asked ----------------
+
+    async def sessions_page(self, cursor: str, limit: int) -> Page:
+        """As ``SessionStore.page``. Raises ValueError for a cursor that was not issued."""
+
+    async def session(self, name: str) -> Listed | None: ...
+
+    async def end_session(self, name: str) -> bool:
+        """End the session here and, as well as possible, at its backend; False if there is none."""
+
+    async def restore_sessions(self, sessions: list[Listed]) -> int:
+        """As ``SessionStore.restore``."""
+
+    def pool_of(self, session: Listed) -> str:
+        """Name of the pool; empty if neither the route nor the backend is of this configuration."""

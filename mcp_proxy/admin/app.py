@@ -1,13 +1,14 @@
-"""The admin listener: health, metrics and status of one process, as a Starlette app.
+"""The admin listener: health, metrics, status and sessions, as a Starlette app.
 
-Rules of this file: endpoints are ``async`` although they never wait, because Starlette runs the
+Rules of this file: endpoints are ``async`` even if they never wait, because Starlette runs the
 others in threads and everything a view reads belongs to the event loop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,12 +17,15 @@ from starlette.routing import Route
 
 from mcp_proxy.admin.answers import answer, document, refusal, text
 from mcp_proxy.admin.guard import Guard
+from mcp_proxy.admin.sessions import session_routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
     from mcp_proxy.admin import AdminView, Check
+
+T = TypeVar("T")
 
 
 def create_admin(view: AdminView, token: str | None) -> Starlette:
@@ -37,6 +41,7 @@ def create_admin(view: AdminView, token: str | None) -> Starlette:
             Route("/readyz", endpoints.readyz),
             Route("/metrics", endpoints.metrics),
             Route("/status.json", endpoints.status),
+            *session_routes(view),
         ],
         middleware=[Middleware(Guard, token=token)],
         exception_handlers={HTTPException: _refused, Exception: _failed},
@@ -57,7 +62,7 @@ class _Endpoints:
 
     async def readyz(self, request: Request) -> Response:
         """``?verbose`` lists the checks."""
-        checks = self._view.ready()
+        checks = await _settled(self._view.ready())
         is_ready = all(check.ok for check in checks)
         body = "ok\n" if is_ready else "not ready\n"
         if "verbose" in request.query_params:
@@ -65,13 +70,18 @@ class _Endpoints:
         return text(200 if is_ready else 503, body)
 
     async def metrics(self, request: Request) -> Response:
-        exposition = self._view.metrics(request.headers.get("accept"))
+        exposition = await _settled(self._view.metrics(request.headers.get("accept")))
         if exposition is None:
             return refusal(404, "not_found", "metrics are switched off")
         return answer(200, *exposition)
 
     async def status(self, request: Request) -> Response:
-        return document(200, self._view.status())
+        return document(200, await _settled(self._view.status()))
+
+
+async def _settled(value: T | Awaitable[T]) -> T:
+    """A view of several processes has to ask them first."""
+    return await value if isinstance(value, Awaitable) else value
 
 
 def _verbose(check: Check) -> str:

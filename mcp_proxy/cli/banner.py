@@ -10,6 +10,7 @@ import shlex
 
 from mcp_proxy import __version__
 from mcp_proxy.config import Address, BackendConfig, Config, PoolConfig
+from mcp_proxy.config.redis_url import parse_url
 from mcp_proxy.config.values import DefaultedUrl, format_duration, format_size
 
 _PROTOCOL_VERSION = "2025-11-25"
@@ -32,6 +33,8 @@ def banner(config: Config, listen: Address | None = None, admin: Address | None 
     for name, pool in config.pools.items():
         lines += _pool(name, pool)
     lines.append(_line("sessions", _sessions(config)))
+    if config.workers > 1:
+        lines.append(_line("workers", str(config.workers)))
     lines.append(_line("admin", _admin(config, admin)))
     lines.append(_line("limits", _limits(config)))
     lines.append(_line("try", _curl(config, f"{base}{config.routes[0].path}")))
@@ -54,8 +57,15 @@ def _backend(backend: BackendConfig) -> str:
 
 
 def _sessions(config: Config) -> str:
-    idle = format_duration(config.sessions.ttl)
-    return f"{config.sessions.store}, forgotten after {idle} without use or when the proxy ends"
+    sessions = config.sessions
+    idle = f"forgotten after {format_duration(sessions.ttl)} without use"
+    if sessions.store == "memory":
+        return f"memory, {idle} or when the proxy ends"
+    registry = "" if sessions.url is None else parse_url(sessions.url).redacted
+    if sessions.store == "redis":
+        return f"{registry}, {idle}"
+    beside = f"; ends and moves in {registry}" if registry else "; ends are known to this process only"
+    return f"signed, {len(sessions.keys)} key{'s' if len(sessions.keys) > 1 else ''}{beside}"
 
 
 def _admin(config: Config, admin: Address | None) -> str:

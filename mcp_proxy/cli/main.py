@@ -28,6 +28,9 @@ class Entry(NamedTuple):
 COMMANDS = {
     "serve": Entry("mcp_proxy.cli.serve:serve", "Run", "Run the proxy. `mcp-proxy URL...` is short for it."),
     "demo": Entry("mcp_proxy.cli.demo:demo", "Run", "Two real servers, the proxy in front, and a client."),
+    "sessions": Entry(
+        "mcp_proxy.cli.sessions:sessions", "Operate", "List, show, end, save and restore sessions."
+    ),
     "check": Entry("mcp_proxy.cli.check:check", "Configure", "Show every mistake in the configuration."),
     "schema": Entry("mcp_proxy.cli.about:schema", "Configure", "Print the JSON schema of the configuration."),
     "version": Entry("mcp_proxy.cli.about:version", "About", "Print the version, with --json of all parts."),

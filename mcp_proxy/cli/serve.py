@@ -97,9 +97,13 @@ def _load(urls: tuple[str, ...], path: Path | None, flags: dict[str, Any]) -> Lo
 
 
 def _run(loaded: Loaded) -> int:
-    from mcp_proxy.app import run
     from mcp_proxy.cli.banner import banner
     from mcp_proxy.errors import StartupError
+
+    if loaded.config.workers > 1:
+        from mcp_proxy.workers.parent import run
+    else:
+        from mcp_proxy.process import run
 
     def on_started(listen: Address, admin: Address | None) -> None:
         click.echo(banner(loaded.config, listen, admin), err=True)

@@ -14,7 +14,7 @@ from mcp_proxy.config.problems import Loc
 from mcp_proxy.config.values import Address, LiteralUrl, backend_identity, did_you_mean
 
 if TYPE_CHECKING:
-    from mcp_proxy.config.models import AdminConfig, BackendConfig, Config
+    from mcp_proxy.config.models import AdminConfig, BackendConfig, Config, SessionsConfig
 
 Sections = Mapping[str, Any]
 """Fields of a model by name. One that is absent is broken and has a problem of its own."""
@@ -47,13 +47,14 @@ def between(sections: Sections) -> list[Issue]:
 
     Pools and routes are Sections themselves; None stands for a backend that cannot be read.
     """
-    found = [*_workers(sections), *_admin(sections.get("admin"), sections.get("listen"))]
+    found = [*_sessions(sections), *_admin(sections.get("admin"), sections.get("listen"))]
     pools: Mapping[str, Sections] | None = sections.get("pools")
     if pools is not None:
         for name, pool in pools.items():
             found += _pool_name(name)
             found += _duplicate_backends(name, pool.get("backends", ()))
             found += _transport(name, pool)
+            found += _loss(name, pool, sections.get("sessions"))
         found += _routes(sections.get("routes"), pools)
     return found
 
@@ -62,14 +63,31 @@ _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
 """A name becomes a metric label, part of session keys and a word in answers."""
 
 
-def _workers(sections: Sections) -> Iterator[Issue]:
+def _sessions(sections: Sections) -> Iterator[Issue]:
+    sessions: SessionsConfig | None = sections.get("sessions")
+    if sessions is None:
+        return
     workers = sections.get("workers", 1)
-    if workers > 1 and "sessions" in sections:
+    if sessions.store == "memory" and workers > 1:
         yield Issue(
             ("workers",),
             f"{workers} workers cannot share sessions that each keeps in its own memory",
-            "use --sessions redis://... or signed instead of memory; until a later version brings these, "
-            "run 1 worker",
+            "use --sessions signed or --sessions redis://..., or run 1 worker",
+        )
+    if sessions.store == "redis" and sessions.url is None:
+        yield Issue(
+            ("sessions", "store"), "there is no Redis to keep sessions in", "add url: redis://host:6379/0"
+        )
+
+
+def _loss(name: str, pool: Sections, sessions: SessionsConfig | None) -> Iterator[Issue]:
+    if sessions is None or pool.get("on_backend_loss") != "reinitialize":
+        return
+    if sessions.store == "signed" and sessions.url is None:
+        yield Issue(
+            ("pools", name, "on_backend_loss"),
+            "a signed session id cannot tell where the session has moved to",
+            "add sessions.url: redis://..., or use on_backend_loss: end",
         )
 
 
@@ -144,6 +162,11 @@ def advice(config: Config) -> Iterator[Issue]:
     """What is allowed and still worth a word, for ``mcp-proxy check``."""
     for loc in _literal_secrets(config):
         yield Issue(loc, "a secret stands in the configuration", "write env:NAME or file:PATH")
+    sessions = config.sessions
+    if sessions.store == "memory" and sessions.url is not None:
+        yield Issue(("sessions", "url"), "sessions in memory use no Redis", "write store: redis, or signed")
+    if sessions.store != "signed" and sessions.keys:
+        yield Issue(("sessions", "keys"), f"{sessions.store} sessions use no keys", "write store: signed")
     routed = {route.pool for route in config.routes}
     for name, pool in config.pools.items():
         if name not in routed:
@@ -155,6 +178,11 @@ def advice(config: Config) -> Iterator[Issue]:
 def _literal_secrets(config: Config) -> Iterator[Loc]:
     if config.admin.token is not None and config.admin.token.is_literal:
         yield ("admin", "token")
+    if isinstance(config.sessions.url, LiteralUrl):
+        yield ("sessions", "url")
+    for index, key in enumerate(config.sessions.keys):
+        if key.is_literal:
+            yield ("sessions", "keys", index)
     for name, pool in config.pools.items():
         authorization = pool.credentials.authorization
         if authorization is not None and authorization.is_literal:

@@ -21,12 +21,11 @@ LATER = "not available in this version"
 
 _LATER_KEYS: dict[str, frozenset[str]] = {
     "Config": frozenset({"auth"}),
-    "SessionsConfig": frozenset({"url", "cache_ttl", "keys"}),
     "PoolConfig": frozenset({"discover", "health"}),
     "RouteConfig": frozenset({"auth", "allow", "limits"}),
     "TelemetryConfig": frozenset({"traces", "audit"}),
 }
-_LATER_VALUES = frozenset({"least_inflight", "hash", "reinitialize"})
+_LATER_VALUES = frozenset({"least_inflight", "hash"})
 
 _WORDS: dict[str, tuple[str, str]] = {
     "string_type": ("must be text", "put it in quotes"),

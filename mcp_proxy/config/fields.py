@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from mcp_proxy.config import files, values
+from mcp_proxy.config.redis_url import parse_url
 from mcp_proxy.config.secret import MASK, Secret, read_secret
 from mcp_proxy.config.values import Address, Invalid, Network
 
@@ -48,6 +49,18 @@ def _proxy_url(value: object, info: ValidationInfo) -> str:
     secret = read_secret(value, _environ(info))
     url = values.egress_proxy_url(secret.value)
     return values.LiteralUrl(url) if secret.is_literal and "@" in url else url
+
+
+def _registry_url(value: object, info: ValidationInfo) -> str:
+    secret = read_secret(value, _environ(info))
+    parse_url(secret.value)
+    return values.LiteralUrl(secret.value) if secret.is_literal and "@" in secret.value else secret.value
+
+
+def _session_key(value: object, info: ValidationInfo) -> Secret:
+    secret = read_secret(value, _environ(info))
+    values.session_key(secret.value)
+    return secret
 
 
 def _off_word(value: object) -> object:
@@ -149,4 +162,50 @@ ProxyUrl = Annotated[
     PlainSerializer(lambda _: MASK),
     _text_schema("URL of an egress proxy, or env:NAME or file:PATH when it holds a password"),
 ]
-SessionStore = Annotated[str, PlainValidator(values.session_store), WithJsonSchema({"const": "memory"})]
+RegistryUrl = Annotated[
+    str,
+    PlainValidator(_registry_url),
+    PlainSerializer(lambda url: parse_url(url).redacted),
+    _text_schema(
+        "redis://, rediss://, unix://, redis+sentinel://host1,host2/service/db "
+        "or redis+cluster://host1,host2; env:NAME or file:PATH when it holds a password"
+    ),
+]
+SessionKeyText = Annotated[
+    Secret,
+    PlainValidator(_session_key),
+    PlainSerializer(lambda _: MASK),
+    _text_schema(f"env:NAME or file:PATH; at least {values.SESSION_KEY_CHARS} characters"),
+]
+SessionStore = Annotated[
+    Literal["memory", "redis", "signed"],
+    WithJsonSchema(
+        {
+            "description": "memory, redis, signed, or the URL of a Redis",
+            "anyOf": [
+                {"enum": ["memory", "redis", "signed"]},
+                {"type": "string", "pattern": "^(rediss?(\\+sentinel|\\+cluster)?|unix)://"},
+            ],
+        }
+    ),
+]
+AffinityKey = Annotated[
+    str,
+    PlainValidator(values.affinity_key),
+    _text_schema("principal, client or header:NAME", "^(principal|client|header:.+)$"),
+]
+OptionalSize = Annotated[
+    int | None,
+    PlainValidator(values.optional_size),
+    WithJsonSchema(
+        {
+            "description": "bytes, or a size such as 64KiB; off: none",
+            "anyOf": [
+                {"type": "string", "pattern": "^([0-9]+(B|KiB|MiB|GiB)?|off)$"},
+                {"type": "integer", "minimum": 1},
+                {"const": False},
+                {"type": "null"},
+            ],
+        }
+    ),
+]

@@ -33,7 +33,13 @@ SETTINGS = (
     Setting("admin_token", "", "MCP_PROXY_ADMIN_TOKEN", ("admin", "token"), "bearer token of the former"),
     Setting("external_url", "", "MCP_PROXY_EXTERNAL_URL", ("external_url",), "what clients see"),
     Setting("trusted_proxies", "", "MCP_PROXY_TRUSTED_PROXIES", ("trusted_proxies",), "networks, likewise"),
-    Setting("sessions", "--sessions", "MCP_PROXY_SESSIONS", ("sessions", "store"), "memory"),
+    Setting(
+        "sessions",
+        "--sessions",
+        "MCP_PROXY_SESSIONS",
+        ("sessions", "store"),
+        "memory, signed, Redis URL",
+    ),
     Setting("workers", "--workers", "MCP_PROXY_WORKERS", ("workers",), "number of processes"),
 )
 """Kubernetes sets MCP_PROXY_PORT and MCP_PROXY_SERVICE_* for a Service called mcp-proxy, so none of

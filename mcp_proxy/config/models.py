@@ -19,6 +19,7 @@ from pydantic import (
 
 from mcp_proxy.config import checks, files, values
 from mcp_proxy.config.fields import (
+    AffinityKey,
     AuthorityFile,
     BackendUrl,
     Count,
@@ -30,10 +31,13 @@ from mcp_proxy.config.fields import (
     LogFile,
     OptionalDuration,
     OptionalListen,
+    OptionalSize,
     PemFile,
     ProxyUrl,
+    RegistryUrl,
     RoutePath,
     SecretText,
+    SessionKeyText,
     SessionStore,
     Size,
     Switch,
@@ -76,12 +80,30 @@ class TlsConfig(_Model):
 
 
 class SessionsConfig(_Model):
-    """Who owns a session is written here."""
+    """Where it is written who owns a session."""
 
     store: SessionStore = "memory"
-    """Only `memory` in this version."""
+    """`memory`: one process. `redis`: replicas share a registry; a Redis URL here is short for it.
+    `signed`: the session id says it, sealed with `keys`; with `url` only ends and moves are shared."""
+    url: RegistryUrl | None = Field(default=None, repr=False)
     ttl: Duration = _written("2h")
     """Sliding; a session never expires under an open stream."""
+    cache_ttl: Duration = _written("30s")
+    """How long a replica believes what it knows of a session without asking Redis again."""
+    keys: tuple[SessionKeyText, ...] = ()
+    """The first seals session ids, all open them. Default with `signed`: env:MCP_PROXY_SESSION_KEY."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        store = data.get("store")
+        if isinstance(store, str) and "://" in store:
+            return data | {"store": "redis", "url": store}
+        if store == "signed" and not data.get("keys"):
+            return data | {"keys": [f"env:{values.SESSION_KEY_VARIABLE}"]}
+        return data
 
 
 class Limits(_Model):
@@ -143,6 +165,16 @@ class UpstreamTls(_Model):
         return self
 
 
+class AffinityConfig(_Model):
+    """Which backend gets requests that belong to no session: 2026-07-28 has none, and still a task,
+    a cursor or a `requestState` may be known to one replica only."""
+
+    key: AffinityKey = "principal"
+    """Requests with the same value go to the same backend while it is there; those without are balanced."""
+    tap: OptionalSize = _written("off")
+    """Look for task ids and request states in responses of up to this size, and remember their owner."""
+
+
 def _url_only(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
@@ -157,8 +189,10 @@ class PoolConfig(_Model):
 
     backends: tuple[Backend, ...] = Field(min_length=1)
     balance: Literal["least_sessions", "round_robin"] = "least_sessions"
-    on_backend_loss: Literal["end"] = "end"
-    """`end`: sessions of a lost backend get 404 and the client starts again."""
+    affinity: AffinityConfig = Field(default_factory=AffinityConfig)
+    on_backend_loss: Literal["end", "reinitialize"] = "end"
+    """`end`: sessions of a lost backend get 404 and the client starts again. `reinitialize`: they are
+    made anew at another backend, without the state that they had; for servers that need none."""
     lost_after: Duration = _written("10s")
     """Unreachable for so long means lost; until then 503 with Retry-After."""
     transport: Literal["http11", "httpx"] = "http11"

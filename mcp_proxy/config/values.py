@@ -106,6 +106,16 @@ def size(value: object) -> int:
     return count
 
 
+def optional_size(value: object) -> int | None:
+    """A size; ``off`` (which YAML reads as false) and null mean none."""
+    if value is None or value is False or value == "off":
+        return None
+    try:
+        return size(value)
+    except Invalid as error:
+        raise Invalid(error.message, f"{error.hint}, or off") from None
+
+
 def format_duration(seconds: float | None) -> str:
     """The shortest text that ``optional_duration`` reads back as the same number of milliseconds."""
     if seconds is None:
@@ -220,6 +230,15 @@ def _is_ipv6(text: str) -> bool:
 # URLs and paths
 
 
+SESSION_KEY_VARIABLE = "MCP_PROXY_SESSION_KEY"
+
+SESSION_KEY_CHARS = 32
+"""Of any secret that is a key. Key derivation makes guessing slow, not impossible."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+"""A header name (RFC 9110 section 5.6.2)."""
+
+
 class DefaultedUrl(str):
     """A backend URL that was written without a path and got ``DEFAULT_PATH``."""
 
@@ -227,7 +246,7 @@ class DefaultedUrl(str):
 
 
 class LiteralUrl(str):
-    """The URL of an egress proxy with a password that stood in the configuration itself."""
+    """A URL with a password that stood in the configuration itself."""
 
     __slots__ = ()
 
@@ -286,14 +305,26 @@ def route_path(value: object) -> str:
     return value
 
 
-def session_store(value: object) -> str:
-    """``memory``; the other stores of the Contract have an error of their own. Never echoes a URL."""
-    if value == "memory":
-        return "memory"
-    if isinstance(value, str) and (value in ("redis", "signed") or "://" in value):
-        store = "signed sessions are" if value == "signed" else "a shared session store (redis) is"
-        raise Invalid(f"{store} not available in this version", "this version has only 'memory'")
-    raise Invalid("unknown session store", "write 'memory', the only one of this version")
+def session_key(value: str) -> str:
+    """A secret that session ids are sealed with. Raises Invalid when it is short enough to be guessed."""
+    if len(value) < SESSION_KEY_CHARS:
+        raise Invalid(
+            f"the session key has {len(value)} characters, which is too few",
+            f"use {SESSION_KEY_CHARS} or more that nobody can guess: openssl rand -base64 32",
+        )
+    return value
+
+
+def affinity_key(value: object) -> str:
+    """``principal``, ``client`` or ``header:name`` (the name in lower case)."""
+    if isinstance(value, str):
+        word, colon, name = value.partition(":")
+        if (word in ("principal", "client") and not colon) or (word == "header" and _TOKEN.fullmatch(name)):
+            return value.lower()
+    raise Invalid(
+        f"{_shown(value) if isinstance(value, str) else _kind(value)} is not a key of affinity",
+        "write principal, client, or header: and the name of a header, such as header:x-tenant",
+    )
 
 
 def _split_url(value: object, example: str, *, userinfo: bool = False) -> SplitResult:

@@ -50,8 +50,8 @@ class Http11Protocol(asyncio.Protocol):
     __slots__ = (
         "__weakref__", "_admission", "_connections", "_conversation", "_dropped", "_has_served",
         "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_is_surplus", "_keep_alive",
-        "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_scheme",
-        "_settings", "_state", "_transport", "_unsent",
+        "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_says_close",
+        "_scheme", "_settings", "_state", "_transport", "_unsent",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -88,6 +88,8 @@ class Http11Protocol(asyncio.Protocol):
         # response
         self._conversation: Conversation | None = None
         self._reply_chunked = False
+        self._says_close = False
+        """The head of the last answer had ``Connection: close``."""
 
     def __repr__(self) -> str:
         return f"<Http11Protocol {self._peer} {self._state.value}>"
@@ -157,10 +159,10 @@ class Http11Protocol(asyncio.Protocol):
             self._refuse(refused.rejection, refused.request)
 
     def shutdown(self) -> None:
-        """uvicorn stops: close when idle, finish what is in progress, end idle streams."""
+        """uvicorn stops: finish what is in progress, end idle streams, close when idle for a moment."""
         self._must_close = self._is_draining = True
         if self._state is State.HEAD and self._reader.is_empty:
-            self._leave()
+            self._settings.parting_due.arm(self)
         elif self._conversation is not None:
             self._conversation.drain()
 
@@ -329,7 +331,8 @@ class Http11Protocol(asyncio.Protocol):
         fields = headers if type(headers) is Fields else Fields(headers)
         block = fields.block
         date = b"" if fields.has_date else self._settings.date_line
-        end = b"connection: close\r\n\r\n" if self._closes() else b"\r\n"
+        self._says_close = self._closes()
+        end = b"connection: close\r\n\r\n" if self._says_close else b"\r\n"
         return b"".join((STATUS_LINES[status], block, date, framing, end, body))
 
     def _closes(self) -> bool:
@@ -339,8 +342,12 @@ class Http11Protocol(asyncio.Protocol):
         """The answer is complete: next request, or close."""
         self._conversation = None
         if self._closes():
-            self._part()
-            return
+            if self._says_close or self._pending or self._is_http10:
+                self._part()
+                return
+            # The drain began behind the head of this answer, which did not say that the connection
+            # closes: the next request may be on its way.
+            self._settings.parting_due.arm(self)
         self._state = State.HEAD
         self._is_fresh = True
         if self._pending:
@@ -380,6 +387,10 @@ class Http11Protocol(asyncio.Protocol):
     def expire_body(self) -> None:
         if self._state is State.BODY:
             self._refuse(Rejection("request_timeout", "the request body took too long"))
+
+    def expire_parting(self) -> None:
+        if self._state is State.HEAD and self._reader.is_empty:
+            self._leave()
 
     def expire_keepalive(self) -> None:
         # Not re-armed at every answer: a dictionary move per request would buy a precision that

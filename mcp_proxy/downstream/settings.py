@@ -26,6 +26,11 @@ BODY_TIMEOUT_FACTOR: Final = 3
 LINGER_S: Final = 2.0
 """How long a client may take to read an early answer."""
 
+PARTING_S: Final = 1.0
+"""How long an idle connection stays open when the proxy stops. A request may be on its way on it, and
+a proxy in front that has sent a POST cannot send it elsewhere when the connection closes (RFC 9110
+section 9.2.2). What comes is answered, with ``Connection: close``."""
+
 LEAVE_S: Final = 5.0
 """How long a client may take nothing at all of its last answer."""
 
@@ -44,6 +49,7 @@ class Timed(Hashable, Protocol):
     def expire_keepalive(self) -> None: ...
     def expire_linger(self) -> None: ...
     def expire_leave(self) -> None: ...
+    def expire_parting(self) -> None: ...
 
 
 class DoorSettings:
@@ -69,13 +75,19 @@ class DoorSettings:
         self.keepalive_due: Deadlines[Timed] = Deadlines(KEEPALIVE_S, lambda timed: timed.expire_keepalive())
         self.leave_due: Deadlines[Timed] = Deadlines(LEAVE_S, lambda timed: timed.expire_leave())
         self.linger_due: Deadlines[Timed] = Deadlines(LINGER_S, lambda timed: timed.expire_linger())
+        self.parting_due: Deadlines[Timed] = Deadlines(PARTING_S, lambda timed: timed.expire_parting())
         self.date_line = b""
         self._date_due_s = 0.0
+        self._all_due = (
+            self.head_due, self.body_due, self.keepalive_due, self.linger_due, self.leave_due,
+            self.parting_due,
+        )  # fmt: skip
         self.sweep(0.0)
 
     def sweep(self, at_s: float) -> None:
         self.leave_due.sweep(at_s)  # first: the others lead to it
         self.linger_due.sweep(at_s)
+        self.parting_due.sweep(at_s)
         self.head_due.sweep(at_s)
         self.body_due.sweep(at_s)
         self.keepalive_due.sweep(at_s)
@@ -96,7 +108,7 @@ class DoorSettings:
 
     def forget(self, timed: Timed) -> None:
         self.connections -= 1
-        for due in (self.head_due, self.body_due, self.keepalive_due, self.linger_due, self.leave_due):
+        for due in self._all_due:
             due.disarm(timed)
 
 

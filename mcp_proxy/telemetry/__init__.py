@@ -27,7 +27,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """JSON-RPC method as the client sent it, ``""`` if none. Unbounded: fold before using
     it as a label."""
     name: str
-    """Tool, prompt or resource of the request, ``""`` if none."""
+    """Tool, prompt or resource of the request; of a task 8 hex digits of a keyed hash; ``""`` if none."""
     kind: str
     """``request notification response batch`` or ``""``."""
     status: int
@@ -65,10 +65,13 @@ class Meters(Protocol):
     """Counts what is not an exchange of its own. Must not raise and must not block."""
 
     def lookup(self, store: str, result: str) -> None:
-        """A session lookup: ``hit``, ``miss`` or ``error``."""
+        """A session lookup: ``hit``, ``cold`` (found by asking the registry), ``miss`` or ``error``."""
 
     def store_error(self, operation: str) -> None:
         """The registry failed at ``get``, ``create`` or ``delete``."""
+
+    def reinitialized(self, pool: str, result: str) -> None:
+        """The session of a lost backend was to be made anew: ``done`` or ``failed``."""
 
     def upstream_failure(self, pool: str, phase: str) -> None:
         """An attempt failed: ``connect``, ``head`` or ``body``; retried or not."""

@@ -9,8 +9,10 @@ Rules of this file:
   *description*: setting it on an inherited stdout would also set it for stderr (``2>&1``), for other
   workers and for the shell behind the terminal, whose writes then fail. Instead, before every write
   to anything but a regular file the descriptor is polled, and at most PIPE_BUF bytes are written:
-  POSIX makes such a write atomic, and poll says that it has room. (Another process that fills the
-  same pipe between the two calls makes us wait for the reader, as any print would.)
+  POSIX makes such a write atomic, and poll says that it has room. Another process, such as the next
+  worker, may fill the same pipe between the two calls, so a pipe is opened anew where the system
+  allows that: the new description is ours, and a write to it never waits. (Elsewhere we would wait
+  for the reader, as any print would.)
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that pass, by themselves or by log rotation: the lines are kept until there is room."""
 PIPE_BUF = select.PIPE_BUF
 """The longest write that a pipe takes whole or not at all (4096 on Linux)."""
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 CLOSE_WAIT_S = 0.25
 """How long ``close`` waits in all for a slow reader before it gives the rest up."""
 
@@ -213,7 +216,10 @@ def _without_surrogates(line: AccessLine) -> AccessLine:
 class _Output:
     """Whole lines through a bounded buffer to a descriptor. No call raises."""
 
-    __slots__ = ("_buffer", "_fd", "_is_file", "_is_stuck", "_is_torn", "_path", "_poll", "dropped")
+    __slots__ = (
+        *("_buffer", "_fd", "_is_file", "_is_ours", "_is_stuck", "_is_torn", "_path", "_poll"),
+        "dropped",
+    )
 
     def __init__(self, target: Path | int) -> None:
         self._path = None if isinstance(target, int) else target
@@ -224,9 +230,10 @@ class _Output:
         """The first line of the buffer has partly been written."""
         self.dropped = 0
         try:
-            self._use(target if isinstance(target, int) else _open(target))
+            self._use(_reopened(target) if isinstance(target, int) else _open(target))
         except OSError as error:
             raise StartupError(f"access log {target}: {error.strerror}") from error
+        self._is_ours = self._fd != target
 
     def _use(self, fd: int) -> None:
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
@@ -304,7 +311,7 @@ class _Output:
             self._poll.poll(left_s * 1e3)
             self.flush()
         self._discard()
-        if self._path is not None:
+        if self._is_ours:
             os.close(self._fd)
         self._fd = None
 
@@ -312,5 +319,14 @@ class _Output:
 def _open(path: Path) -> int:
     # O_NONBLOCK: a FIFO without a reader is an error now instead of a proxy that never starts.
     # This description is our own, nobody else is surprised by the flag.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    return os.open(path, flags, 0o640)
+    return os.open(path, _FLAGS | os.O_CREAT, 0o640)
+
+
+def _reopened(fd: int) -> int:
+    """The same pipe under a description of our own; ``fd`` if it is no pipe, or not allowed."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", _FLAGS)
+    except OSError:  # no /proc, or the pipe belongs to another user
+        return fd

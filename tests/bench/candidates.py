@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ class Setup(NamedTuple):
     file_limit: int
     profile: Path | None = None
     """Write a cProfile dump here when the instance ends (our doors only)."""
+    sessions: str = "{store: memory}"
+    """Where sessions are kept (our doors only)."""
 
 
 class Start(NamedTuple):
@@ -52,7 +54,7 @@ http {{
     keepalive_timeout 1h;
     keepalive_requests 100000000;
     upstream mcp {{
-        server 127.0.0.1:{backend_port};
+        {servers}
         keepalive 128;
         keepalive_requests 100000000;
         keepalive_timeout 1h;
@@ -62,7 +64,7 @@ http {{
         location /mcp {{
             proxy_pass http://mcp;
             proxy_http_version 1.1;
-            proxy_set_header Connection "";
+            proxy_set_header Connection "";{host}
             proxy_buffering off;
             proxy_read_timeout 1h;
         }}
@@ -100,7 +102,7 @@ backend servers
 _OURS = """\
 listen: 127.0.0.1:{port}
 admin: {{listen: 127.0.0.1:{admin_port}}}
-sessions: {{store: memory}}
+sessions: {sessions}
 pools:
   bench: {{backends: ["http://127.0.0.1:{backend_port}/mcp"]}}
 routes:
@@ -109,11 +111,20 @@ telemetry: {{access_log: json, access_log_file: {directory}/access.log, metrics:
 """
 
 
-def _nginx(setup: Setup) -> Start:
+def _nginx(setup: Setup, *replicas: int) -> Start:
+    """``replicas``: ports of proxies that are served in turn, instead of the backend."""
     config = setup.directory / "nginx.conf"
     # A stream takes two connections, and nginx allocates the whole table at start.
     config.write_text(
-        _NGINX.format(port=setup.port, backend_port=setup.backend_port, connections=setup.file_limit * 4 // 5)
+        _NGINX.format(
+            port=setup.port,
+            # In front of another proxy Host has to stay what the client asked for.
+            host=" proxy_set_header Host $http_host;" if replicas else "",
+            servers="\n        ".join(
+                f"server 127.0.0.1:{port};" for port in replicas or [setup.backend_port]
+            ),
+            connections=setup.file_limit * 4 // 5,
+        )
     )
     return Start([installed("nginx"), "-p", f"{setup.directory}/", "-e", "error.log", "-c", str(config)])
 
@@ -155,8 +166,17 @@ OURS = ("http11", "asgi")
 
 def start(name: str, setup: Setup) -> Process:
     """Start one instance; it listens when this returns. Raises BenchError if it cannot be used."""
+    return _started(CANDIDATES[name], setup)
+
+
+def start_spreader(setup: Setup, ports: Sequence[int]) -> Process:
+    """nginx in front of ``ports``, in turn and without affinity."""
+    return _started(lambda setup: _nginx(setup, *ports), setup)
+
+
+def _started(candidate: Callable[[Setup], Start], setup: Setup) -> Process:
     setup.directory.mkdir(parents=True, exist_ok=True)
-    argv, env = CANDIDATES[name](setup)
+    argv, env = candidate(setup)
     process = Process(argv, setup.port, setup.directory / "output.log", env)
     try:
         process.wait_until_listening()
@@ -195,6 +215,7 @@ def _our_config(setup: Setup) -> Path:
             backend_port=setup.backend_port,
             admin_port=free_port(),
             directory=setup.directory,
+            sessions=setup.sessions,
         )
     )
     return config

@@ -13,6 +13,7 @@ import secrets
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle
 from typing import NamedTuple
@@ -72,6 +73,19 @@ def _initialize(connection: http.client.HTTPConnection) -> str:
     if response.status != 200 or not session:
         raise BenchError(f"initialize: {response.status} {body[:200]!r}")
     return session
+
+
+def call_once(port: int, sessions: Iterable[str], status: int = 200) -> None:
+    """One ``tools/call`` in each session, one after the other, over one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STALL_S)
+    body = _CALL.format(id=1, tool="weather", arguments="")
+    with contextlib.closing(connection):
+        for session in sessions:
+            connection.request("POST", "/mcp", body, {**_JSON, "mcp-session-id": session})
+            response = connection.getresponse()
+            answer = response.read()
+            if response.status != status:
+                raise BenchError(f"tools/call: {response.status} {answer[:200]!r}")
 
 
 class Control:
@@ -170,6 +184,27 @@ class CallLoad:
                     caller.call(now)
                 else:
                     in_flight -= 1
+        return Calls(clock() - started, latencies)
+
+    def run_paced(self, seconds: float, per_s: float) -> Calls:
+        """An open loop: calls begin at this rate, each on a connection that is free."""
+        callers, clock, latencies = self._callers, time.perf_counter, []
+        free = deque(callers.values())
+        started = due = clock()
+        until = started + seconds
+        while due < until or len(free) < len(callers):
+            now = clock()
+            while due <= now and due < until and free:
+                free.popleft().call(now)
+                due += 1 / per_s
+            wait_s = due - now if free and due < until else STALL_S
+            for descriptor, _ in self._epoll.poll(max(wait_s, 0.0)):
+                caller = callers[descriptor]
+                if caller.is_answered(caller.sock.recv(_READ_BYTES)):
+                    latencies.append(clock() - caller.sent_at)
+                    free.append(caller)
+            if clock() > until + STALL_S:
+                raise BenchError(f"no byte for {STALL_S:.0f} s")
         return Calls(clock() - started, latencies)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import candidates, load
+from tests.bench import candidates, load, registry
 from tests.bench.backend import FLOOD_CHUNK_BYTES
 from tests.bench.procs import BenchError, Process, free_port
 from tests.bench.report import Numbers, Results, percentile
@@ -66,36 +66,41 @@ class Bench:
         self._instances = 0
 
     def run(self) -> None:
-        with self._backend() as backend, ExitStack() as stack:
+        with self.backend() as backend, ExitStack() as stack:
             running = [*self._started(stack, backend), Instance(DIRECT, backend.port, None)]
-            self._rounds("calls", running, backend, self._calls)
-            self._rounds("traced", running[:-1], backend, self._traced_calls)
-            self._rounds("events", running[:-1], backend, self._events)
+            self.rounds("calls", running, backend, self.calls)
+            self.rounds("traced", running[:-1], backend, self._traced_calls)
+            self.rounds("events", running[:-1], backend, self._events)
         for name in self.options.names:
             self._alone("streams", name, self._idle_streams)
         for name in self.options.names:
             self._alone("stall", name, self._stalled_reader)
         if "http11" in self.options.names and self.options.compares_streams:
             self._alone("beside", "http11", self._calls_beside_streams)
+        if "http11" in self.options.names:
+            registry.run(self)
 
     # --- who runs ---
 
     @contextmanager
-    def _backend(self) -> Iterator[Process]:
+    def backend(self) -> Iterator[Process]:
         with candidates.start_backend(self.options.directory) as backend:
             yield backend
 
-    def _start(self, name: str, backend: Process) -> Instance:
+    def setup(self, name: str, backend_port: int) -> candidates.Setup:
+        """For one more instance."""
         self._instances += 1
         directory = self.options.directory / f"{name}-{self._instances}"
-        port = free_port()
-        setup = candidates.Setup(directory, port, backend.port, self.options.file_limit)
-        return Instance(name, port, candidates.start(name, setup))
+        return candidates.Setup(directory, free_port(), backend_port, self.options.file_limit)
+
+    def _start(self, name: str, backend: Process) -> Instance:
+        setup = self.setup(name, backend.port)
+        return Instance(name, setup.port, candidates.start(name, setup))
 
     def _started(self, stack: ExitStack, backend: Process) -> list[Instance]:
         instances = []
         for name in self.options.names:
-            with self._excluding(name):
+            with self.excluding(name):
                 instance = self._start(name, backend)
                 if instance.process is not None:
                     stack.enter_context(instance.process)
@@ -103,14 +108,14 @@ class Bench:
         return instances
 
     @contextmanager
-    def _excluding(self, name: str) -> Iterator[None]:
+    def excluding(self, name: str) -> Iterator[None]:
         try:
             yield
         except (BenchError, OSError, HTTPException) as error:
             self.failed[name] = str(error) or type(error).__name__
             self._say(f"{name}: {error}")
 
-    def _rounds(
+    def rounds(
         self,
         phase: str,
         instances: list[Instance],
@@ -124,7 +129,7 @@ class Bench:
             for instance in instances:
                 if instance.name in self.failed:
                     continue
-                with self._excluding(instance.name):
+                with self.excluding(instance.name):
                     numbers = sample(instance, backend)
                     of_phase.setdefault(instance.name, []).append(numbers)
 
@@ -133,7 +138,7 @@ class Bench:
         if name in self.failed:
             return
         self._say(f"{phase}: {name}")
-        with self._excluding(name), self._backend() as backend:
+        with self.excluding(name), self.backend() as backend:
             instance = self._start(name, backend)
             assert instance.process is not None
             with instance.process:
@@ -141,7 +146,7 @@ class Bench:
 
     # --- what is asked ---
 
-    def _calls(self, instance: Instance, backend: Process) -> Numbers:
+    def calls(self, instance: Instance, backend: Process) -> Numbers:
         with closing(load.CallLoad(instance.port, self.options.connections)) as calls:
             return self._call_numbers(calls, instance, backend)
 

@@ -25,6 +25,7 @@ class Goal(NamedTuple):
     field: str
     is_ratio: bool
     at_most: float
+    reference: str = ""
 
 
 GOALS = (
@@ -33,6 +34,10 @@ GOALS = (
     Goal("http11: CPU per SSE event, x nginx", "events", "http11", "cpu_us", True, 1.6),
     Goal("http11: KiB per idle GET stream", "streams", "http11", "kib_per_stream", False, 10.0),
     Goal("http11: CPU per call beside streams, x none", "beside", "http11", "ratio", False, 1.1),
+    Goal("signed: CPU per call, x memory", "stores", "signed", "cpu_us", True, 1.15, "memory"),
+    Goal("redis: operations per warm request", "lookups", "redis", "warm", False, 0.0),
+    Goal("redis: operations per cold request", "lookups", "redis", "cold", False, 1.0),
+    Goal("CPU per call and replica, 3 x 1", "replicas", "3 replicas", "cpu_us", True, 1.1, "1 replica"),
     Goal("http11: MiB that a stalled reader costs", "stall", "http11", "growth_mib", False, 8.0),
 )
 
@@ -48,6 +53,8 @@ class Table(NamedTuple):
     phase: str
     title: str
     columns: tuple[Column, ...]
+    reference: str = ""
+    """What ratios are relative to, if not what they are relative to elsewhere."""
 
 
 TABLES = (
@@ -111,6 +118,38 @@ TABLES = (
             Column("ratio", "ratio", "{:.2f}"),
         ),
     ),
+    Table(
+        "stores",
+        "http11 door: tools/call in a session, by where sessions are kept",
+        (
+            Column("CPU us/call", "cpu_us", "{:.1f}"),
+            Column("x memory", "cpu_us", "{:.2f}", True),
+            Column("calls/s", "per_s", "{:,.0f}"),
+            Column("p99 ms", "p99_ms", "{:.2f}"),
+        ),
+        "memory",
+    ),
+    Table(
+        "lookups",
+        "operations of the Redis server per request, counted there (INFO commandstats)",
+        (
+            Column("initialize", "initialize", "{:.3f}"),
+            Column("warm", "warm", "{:.3f}"),
+            Column("cold", "cold", "{:.3f}"),
+            Column("warm again", "warm_again", "{:.3f}"),
+        ),
+    ),
+    Table(
+        "replicas",
+        "tools/call through nginx, round robin over replicas that share Redis",
+        (
+            Column("CPU us/call", "cpu_us", "{:.1f}"),
+            Column("x 1 replica", "cpu_us", "{:.2f}", True),
+            Column("calls/CPU s", "per_cpu_s", "{:,.0f}"),
+            Column("calls/s", "per_s", "{:,.0f}"),
+        ),
+        "1 replica",
+    ),
 )
 
 
@@ -159,7 +198,7 @@ def goals(results: Results, reference: str) -> list[dict[str, object]]:
     found = []
     for goal in GOALS:
         if goal.is_ratio:
-            measured = ratio(results, goal.phase, goal.candidate, goal.field, reference)
+            measured = ratio(results, goal.phase, goal.candidate, goal.field, goal.reference or reference)
         else:
             measured = value(results, goal.phase, goal.candidate, goal.field)
         if measured is not None:
@@ -179,7 +218,7 @@ def text(
 
 
 def _table(table: Table, results: Results, reference: str, options: Mapping[str, object]) -> str:
-    columns = table.columns
+    columns, reference = table.columns, table.reference or reference
     rows = [["", *(column.title.format(**options) for column in columns)]]
     rows.extend(
         [candidate, *(_cell(column, results, table.phase, candidate, reference) for column in columns)]

@@ -141,14 +141,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def launch(
-    config: dict[str, Any], folder: Path, *, open_files: int | None = None
+    config: dict[str, Any],
+    folder: Path,
+    *,
+    open_files: int | None = None,
+    ports: tuple[int, int] | None = None,
 ) -> AsyncIterator[ProxyProcess]:
     """Start with this configuration (ports are filled in), wait until ready, stop at the end.
 
     ``folder`` exists and gets the configuration (JSON, which is YAML) and the output.
-    ``open_files``: the process's limit of descriptors.
+    ``open_files``: the process's limit of descriptors. ``ports``: of an earlier one that has ended.
     """
-    port, admin_port = free_ports(2)
+    port, admin_port = ports or free_ports(2)
     listen = {"listen": f"127.0.0.1:{port}", "admin": {"listen": f"127.0.0.1:{admin_port}"}}
     file = folder / "proxy.yaml"
     file.write_text(json.dumps(merge(config, listen), indent=1))

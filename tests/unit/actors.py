@@ -141,7 +141,8 @@ class Attempt:
         assert not self.has_head
         receiver, self._receiver = self._told(), None
         self.is_over = self.has_head = True
-        receiver.on_whole(status, Fields(headers), body)
+        # A block is handed over as it is, with what was read from it, as transports do.
+        receiver.on_whole(status, headers if isinstance(headers, Fields) else Fields(headers), body)
 
     def answer(self, status: int = 200, body: bytes = b"{}", *headers: tuple[bytes, bytes]) -> None:
         """A whole JSON answer, piece by piece."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcp_proxy.admission import Admitted, Porter
 from mcp_proxy.backends import Backend
@@ -14,6 +14,7 @@ from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
 from mcp_proxy.routing import Plan, plan_get, plan_post
+from mcp_proxy.tap import Owned
 from mcp_proxy.upstream import Outgoing
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 from tests.unit.actors import Attempt, ScriptedTransport, StrictReply
@@ -45,6 +46,12 @@ class Director:
 
     def on_stream(self, exchange: Exchange) -> None:
         self.streams += 1
+
+    def on_owned(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        raise AssertionError("nothing is tapped here")
+
+    def on_held(self, exchange: Exchange, owned: Sequence[Owned]) -> None:
+        raise AssertionError("nothing is tapped here")
 
     def on_finish(self, exchange: Exchange) -> None:
         assert exchange.state is State.DONE

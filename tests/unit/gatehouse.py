@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcp_proxy.admission import Porter
@@ -13,16 +12,19 @@ from mcp_proxy.backends.balance import RoundRobin
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
+from mcp_proxy.keeper import SessionKeeper
+from mcp_proxy.policy import Identify, Principal, anonymous
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import Recorder
-from mcp_proxy.sessions import SessionKey, SessionRecord, SessionStore
+from mcp_proxy.sessions import SessionKey, SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import RequestRecord
+from mcp_proxy.watch import SessionWatch
 from mcp_proxy.wire import Headers, Rejection, Request
 from tests.unit.actors import Attempt, ScriptedTransport, StrictReply
-from tests.unit.fakes import settle
+from tests.unit.slow_store import SlowStore
 
 HOLD = 1000
 STREAMS = 3
@@ -31,7 +33,8 @@ EVENTS = (b"content-type", b"text/event-stream")
 SESSION = b"mcp-session-id"
 
 
-KEY = SessionKey("pool", b"s1")
+ROUTE = "/mcp"
+KEY = SessionKey(ROUTE, b"s1")
 
 
 class Journal:
@@ -50,6 +53,9 @@ class Journal:
     def store_error(self, operation: str) -> None:
         self.events.append(("store_error", operation))
 
+    def reinitialized(self, pool: str, result: str) -> None:
+        self.events.append(("reinitialized", pool, result))
+
     def upstream_failure(self, pool: str, phase: str) -> None:
         self.events.append(("upstream_failure", pool, phase))
 
@@ -58,64 +64,6 @@ class Journal:
 
     def stream_closed(self, pool: str, reason: str) -> None:
         self.events.append(("closed", pool, reason))
-
-
-class SlowStore:
-    """Implements SessionStore with awaitables that the test resolves: ``answer`` or ``fail``."""
-
-    name = "slow"
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, SessionKey, asyncio.Future[Any]]] = []
-        self.finished: list[str] = []
-        """Operations whose coroutine ran to its end."""
-        self.held: dict[SessionKey, int] = {}
-
-    def _ask(self, operation: str, key: SessionKey) -> Awaitable[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.asked.append((operation, key, future))
-
-        async def wait() -> Any:
-            result = await future
-            self.finished.append(operation)
-            return result
-
-        return wait()
-
-    def get(self, key: SessionKey) -> Awaitable[SessionRecord | None]:
-        return self._ask("get", key)
-
-    def create(self, key: SessionKey, record: SessionRecord) -> Awaitable[bool]:
-        return self._ask("create", key)
-
-    def delete(self, key: SessionKey) -> Awaitable[None]:
-        return self._ask("delete", key)
-
-    def hold(self, key: SessionKey) -> None:
-        self.held[key] = self.held.get(key, 0) + 1
-
-    def release(self, key: SessionKey) -> None:
-        self.held[key] -= 1
-        assert self.held[key] >= 0
-
-    def count(self, pool: str) -> int:
-        return 0
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-    async def answer(self, value: object) -> None:
-        """Resolve the oldest question, if somebody still waits."""
-        future = self.asked.pop(0)[2]
-        if not future.done():
-            future.set_result(value)
-        await settle()
-
-    async def fail(self, error: Exception) -> None:
-        future = self.asked.pop(0)[2]
-        if not future.done():
-            future.set_exception(error)
-        await settle()
 
 
 class Client:
@@ -152,6 +100,9 @@ class Gatehouse:
         external_url: str | None = None,
         authorization: bytes | None = None,
         lost_after_s: float = 10.0,
+        ttl_s: float = 3600.0,
+        reinitializes: bool = False,
+        identify: Identify = anonymous,
         pool: type[Pool] = Pool,
     ) -> None:
         self.journal = Journal()
@@ -168,15 +119,19 @@ class Gatehouse:
             RoundRobin(),
             lost_after_s=lost_after_s,
             authorization=authorization,
+            reinitializes=reinitializes,
         )
         self.forwarder = Forwarder(())
-        porter = Porter({b"/mcp": "pool"}, OriginGuard(listen_host, external_url), self.forwarder)
-        self.store: Any = store(self) if store else MemoryStore(3600.0, self._forget)
+        guard = OriginGuard(listen_host, external_url)
+        porter = Porter({ROUTE.encode(): "pool"}, guard, self.forwarder, identify)
+        self.watch = SessionWatch({ROUTE: self.pool})
+        self.store: Any = store(self) if store else MemoryStore(ttl_s, self.watch)
         self.gateway = Gateway(
             porter=porter,
             forwarder=self.forwarder,
             pools={"pool": self.pool},
-            store=self.store,
+            keeper=SessionKeeper(self.store, self.tasks, self.journal, ttl_s=ttl_s),
+            watch=self.watch,
             tasks=self.tasks,
             recorder=Recorder([self.journal]),
             meters=self.journal,
@@ -184,9 +139,6 @@ class Gatehouse:
             json_hold=HOLD,
             streams_limit=STREAMS,
         )
-
-    def _forget(self, key: SessionKey, record: SessionRecord) -> None:
-        self.gateway.forget(key, record)
 
     # -- clients -------------------------------------------------------------------------------
 
@@ -260,6 +212,15 @@ class Gatehouse:
         """The only record."""
         (record,) = self.journal.records
         return record
+
+
+USER = b"authorization"
+
+
+def by_header(request: Request) -> Principal | None:
+    """Implements Identify: whatever the Authorization header says."""
+    user = next((value for name, value in request.headers if name == USER), None)
+    return None if user is None else Principal("test", user.decode())
 
 
 def slow_house(**options: Any) -> tuple[Gatehouse, SlowStore]:

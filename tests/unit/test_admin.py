@@ -10,7 +10,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from mcp_proxy.admin import AdminView, BackendStatus, Check, PoolStatus, Status
 from mcp_proxy.admin.app import create_admin
-from mcp_proxy.telemetry.metrics import GaugeSnapshot, Metrics
+from mcp_proxy.sessions import Listed, Page
+from mcp_proxy.telemetry.metrics import Metrics
+from mcp_proxy.telemetry.snapshot import GaugeSnapshot
 
 TOKEN = "correct horse battery staple"
 BEARER = (b"Authorization", b"Bearer " + TOKEN.encode())
@@ -50,6 +52,22 @@ class Proxy:
 
     def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
         return self.meters.render(accept) if self.meters else None
+
+
+    async def sessions_page(self, cursor: str, limit: int) -> Page:
+        return Page([], "")
+
+    async def session(self, name: str) -> Listed | None:
+        return None
+
+    async def end_session(self, name: str) -> bool:
+        return False
+
+    async def restore_sessions(self, sessions: list[Listed]) -> int:
+        return 0
+
+    def pool_of(self, session: Listed) -> str:
+        return ""
 
 
 class BrokenProxy(Proxy):

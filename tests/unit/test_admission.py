@@ -82,11 +82,11 @@ def test_pages_that_may_are_admitted(origin: bytes) -> None:
 
 
 @pytest.mark.parametrize("session_id", [b"s1", b"!", b"~" * 512])
-def test_a_session_is_known_by_its_pool_and_id(session_id: bytes) -> None:
+def test_a_session_is_known_by_its_route_and_id(session_id: bytes) -> None:
     outcome = admit(HOST, JSON, (b"mcp-session-id", session_id), target=b"/weather/mcp")
 
     assert isinstance(outcome, Admitted)
-    assert outcome.key == SessionKey("weather", session_id)
+    assert outcome.key == SessionKey("/weather/mcp", session_id)
 
 
 @pytest.mark.parametrize("session_id", [b"", b"a b", b"a\x7f", b"a\tb", b"a" * 513])

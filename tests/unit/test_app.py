@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from mcp_proxy import app as root
 from mcp_proxy.app import Service
 from mcp_proxy.config import Address, Config, load
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.errors import StartupError
+from mcp_proxy.process import run
 from mcp_proxy.upstream.http11 import Http11Transport
 from mcp_proxy.upstream.httpx import HttpxTransport
 from tests.tools import PATIENCE_S
@@ -260,7 +260,7 @@ def test_run_serves_until_a_signal_and_tells_where(tmp_path: Path, process: None
             signal.raise_signal(signal.SIGTERM)
 
     configuration = config(tmp_path)
-    assert root.run(configuration, log_level="warning", on_started=on_started) == 0
+    assert run(configuration, log_level="warning", on_started=on_started) == 0
     ((listen, admin),) = seen
     assert (listen.host, admin) == ("127.0.0.1", None)
     assert listen.port > 0
@@ -271,7 +271,7 @@ def test_run_says_that_a_port_is_taken(tmp_path: Path, process: None) -> None:
         port = taken.getsockname()[1]
         configuration = config(tmp_path).model_copy(update={"listen": Address("127.0.0.1", port)})
         with pytest.raises(StartupError, match=str(port)):
-            root.run(configuration, log_level="warning", on_started=lambda listen, admin: None)
+            run(configuration, log_level="warning", on_started=lambda listen, admin: None)
 
 
 async def test_the_pieces_of_two_services_are_their_own(tmp_path: Path) -> None:

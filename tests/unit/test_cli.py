@@ -71,7 +71,7 @@ def test_the_help_of_serve_names_every_flag_variable_and_level() -> None:
         (["serv"], "Did you mean 'serve'?"),
         (["localhost:3000"], "mcp-proxy http://localhost:3000"),
         (["proxy.yaml"], "mcp-proxy serve --config proxy.yaml"),
-        (["xyzzy"], "Commands: serve, demo, check, schema, version."),
+        (["xyzzy"], "Commands: serve, demo, sessions, check, schema, version."),
         (["serve", "--lisen", ":1"], "--listen"),
         (["--lisen", ":1", URL], "--listen"),
         (["check", "--jsn"], "--json"),
@@ -101,7 +101,12 @@ def test_serve_prints_every_problem_to_stderr_and_starts_nothing(broken: Path) -
 
 @pytest.mark.parametrize(
     "args",
-    [["ftp://a"], ["--path", "mcp", URL], ["serve", URL, "--workers", "2"], ["--sessions", "redis://r", URL]],
+    [
+        ["ftp://a"],
+        ["--path", "mcp", URL],
+        ["serve", URL, "--workers", "2"],
+        ["--sessions", "redis://r/x", URL],
+    ],
 )
 def test_a_url_or_a_flag_of_serve_means_serve(args: list[str]) -> None:
     result = run(*args)
@@ -122,7 +127,7 @@ def test_workers_with_memory_are_refused_with_what_to_use_instead() -> None:
     result = run("serve", URL, "--workers", "2")
 
     assert result.exit_code == 2
-    assert "--sessions redis://... or signed" in result.stderr
+    assert "--sessions signed or --sessions redis://..." in result.stderr
 
 
 def test_check_prints_every_problem_with_its_line(broken: Path) -> None:

@@ -98,3 +98,10 @@ async def test_the_line_to_try_opens_a_session_on_an_official_server() -> None:
     assert answer.headers["mcp-session-id"]
     data = next(line for line in answer.text.splitlines() if line.startswith("data: {"))
     assert json.loads(data.removeprefix("data: "))["result"]["protocolVersion"] == "2025-11-25"
+
+
+def test_several_workers_are_mentioned() -> None:
+    sealed = {"MCP_PROXY_SESSION_KEY": "a secret of at least 32 characters"}
+    several = load(None, sealed, {"backends": [URL], "sessions": "signed", "workers": 4})
+    assert "\n  workers   4\n" in banner(several)
+    assert "workers" not in banner(config())

@@ -30,7 +30,17 @@ def taken() -> Iterator[socket]:
         yield listening
 
 
-@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["check", "--help"], ["version"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["check", "--help"],
+        ["version"],
+        ["sessions", "--help"],
+        ["sessions", "export", "--help"],
+    ],
+)
 def test_help_and_version_import_nothing_heavy(args: list[str]) -> None:
     program = (
         "import sys\n"

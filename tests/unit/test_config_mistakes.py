@@ -96,7 +96,33 @@ MISTAKES = {
     ),
     "no routes on purpose": (GOOD + "routes: []\n", 2, "no route leads to any pool", "{path: /mcp, pool: a}"),
     "workers with memory": (
-        GOOD + "workers: 2\n", 2, "2 workers cannot share", "--sessions redis://... or signed",
+        GOOD + "workers: 2\n", 2, "2 workers cannot share", "--sessions signed or --sessions redis://",
+    ),
+    "redis without url": (
+        GOOD + "sessions: {store: redis}\n", 2, "there is no Redis", "url: redis://host:6379/0",
+    ),
+    "signed without a key": (
+        GOOD + "sessions: {store: signed}\n", 2, "'MCP_PROXY_SESSION_KEY' is not set",
+        "export MCP_PROXY_SESSION_KEY",
+    ),
+    "signed with a short key": (
+        GOOD + "sessions: {store: signed, keys: [abc]}\n", 2, "3 characters", "openssl rand -base64 32",
+    ),
+    "url of another database": (
+        GOOD + "sessions: {store: redis, url: 'postgres://h/0'}\n", 2, "has no scheme that is known",
+        "redis+sentinel",
+    ),
+    "unknown store": (GOOD + "sessions: {store: postgres}\n", 2, "sessions.store", "memory"),
+    "cache without a limit": (
+        GOOD + "sessions: {store: 'redis://h', cache_ttl: none}\n", 2, "'none' is not possible", "5s",
+    ),
+    "signed sessions cannot move": (
+        "pools:\n  a:\n    backends: [http://a]\n    on_backend_loss: reinitialize\n"
+        f"sessions: {{store: signed, keys: [{'k' * 32}]}}\n", 4, "cannot tell where the session has moved",
+        "sessions.url: redis://",
+    ),
+    "unknown fate of sessions": (
+        "pools: {a: {backends: [http://a], on_backend_loss: forget}}\n", 1, "on_backend_loss", "reinitialize",
     ),
     "open admin": (GOOD + "admin: {listen: ':9901'}\n", 2, "has no token", "MCP_PROXY_ADMIN_TOKEN"),
     "admin on the same port": (GOOD + "admin: {listen: 127.0.0.1:8080}\n", 2, "already", "another port"),

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from mcp_proxy.config import Address
 from mcp_proxy.config.values import (
+    SESSION_KEY_CHARS,
     DefaultedUrl,
     Invalid,
     address,
+    affinity_key,
     backend_identity,
     backend_url,
     duration,
@@ -23,9 +25,10 @@ from mcp_proxy.config.values import (
     network,
     optional_address,
     optional_duration,
+    optional_size,
     positive_duration,
     route_path,
-    session_store,
+    session_key,
     size,
 )
 
@@ -253,21 +256,55 @@ def test_a_network_may_be_one_address_but_has_no_bits_behind_its_prefix() -> Non
         network(10)
 
 
+@pytest.mark.parametrize("count", [0, 1, SESSION_KEY_CHARS - 1])
+def test_a_session_key_that_could_be_guessed_is_refused_without_being_repeated(count: int) -> None:
+    key = "k3Y" * count
+    with pytest.raises(Invalid, match="too few") as error:
+        session_key(key[:count])
+
+    assert not count or key[:count] not in str(error.value) or count == 1
+    assert "openssl rand" in error.value.hint
+
+
+def test_a_session_key_is_taken_as_it_is() -> None:
+    assert session_key(" " * SESSION_KEY_CHARS) == " " * SESSION_KEY_CHARS
+    assert session_key("x" * 1000) == "x" * 1000
+
+
 @pytest.mark.parametrize(
-    "store", ["redis", "signed", "redis://u:hunter2@h/0", "rediss://h", "redis+sentinel://h/s/0"]
+    ("text", "meaning"),
+    [
+        ("principal", "principal"),
+        ("client", "client"),
+        ("header:x-tenant", "header:x-tenant"),
+        ("header:X-Tenant", "header:x-tenant"),
+    ],
 )
-def test_stores_of_later_versions_are_named_as_such_without_repeating_the_url(store: str) -> None:
-    with pytest.raises(Invalid, match="not available in this version") as error:
-        session_store(store)
-
-    assert "memory" in error.value.hint
-    assert "hunter2" not in str(error.value)
+def test_affinity_is_kept_by_who_asks_or_by_a_header(text: str, meaning: str) -> None:
+    assert affinity_key(text) == meaning
 
 
-def test_an_unknown_store_is_refused() -> None:
-    assert session_store("memory") == "memory"
-    with pytest.raises(Invalid, match="unknown session store"):
-        session_store("postgres")
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "header", "header:", "header:x tenant", "header:x:y", "header:x\n", "principal:", "client:x",
+        "Client", "cookie:x", None, 7, ["client"],
+    ],
+)  # fmt: skip
+def test_what_cannot_keep_a_caller_with_a_backend_is_refused(value: object) -> None:
+    with pytest.raises(Invalid, match="not a key of affinity") as error:
+        affinity_key(value)
+
+    assert "header:x-tenant" in error.value.hint
+
+
+def test_a_size_may_be_off_however_yaml_reads_it() -> None:
+    for value in ("off", False, None):
+        assert optional_size(value) is None
+    assert optional_size("64KiB") == 65536
+    with pytest.raises(Invalid, match="not a size") as error:
+        optional_size("some")
+    assert "or off" in error.value.hint
 
 
 def test_an_admin_address_that_is_none_may_be_off() -> None:

@@ -131,9 +131,14 @@ async def test_without_a_head_timeout_only_idle_connections_end() -> None:
     assert door.transport.is_closing()
 
 
+def drained_for_long(door: Door) -> None:
+    door.protocol.shutdown()
+    door.expire()
+
+
 async def test_a_request_that_arrives_at_the_moment_of_the_idle_close_is_not_run() -> None:
     """TLS transports may still deliver what they had decrypted. Nobody would see the answer."""
-    closings: list[Callable[[Door], None]] = [idle_for_long, lambda door: door.protocol.shutdown()]
+    closings: list[Callable[[Door], None]] = [idle_for_long, drained_for_long]
     for close in closings:
         door = served_once(silent_door(FakeTransport(tls=True)))
         close(door)

@@ -10,12 +10,41 @@ from tests.unit.fakes import settle
 # -- shutdown ----------------------------------------------------------------------------------
 
 
-async def test_shutdown_closes_a_fresh_and_an_idle_connection() -> None:
+async def test_shutdown_closes_a_fresh_and_an_idle_connection_after_a_moment() -> None:
     for door in (Door(), served_once(silent_door())):
         door.protocol.shutdown()
+        assert door.transport.fate == ""
+        door.expire()
         await settle()
         assert (door.transport.lost, door.sent) == ([None], b"")
         assert door.connections == set()
+
+
+async def test_a_request_that_was_on_its_way_when_the_drain_began_is_served() -> None:
+    """A proxy in front that has sent a POST must not send it to somebody else."""
+    for door in (silent_door(), served_once(silent_door())):
+        door.protocol.shutdown()
+        door.feed(post(b"late"))
+        door.served[-1].reply.answer(200, [], b"served")
+        assert (door.response().body, door.response().closes) == (b"served", True)
+        await settle()
+        assert door.transport.lost == [None]
+
+
+async def test_an_answer_whose_head_did_not_say_so_is_not_followed_by_a_close() -> None:
+    """The head left before the drain began, so the next request may be on its way when the body ends."""
+    door = silent_door()
+    door.feed(post(b"one"))
+    door.served[0].reply.start(200, [], None)
+    door.protocol.shutdown()
+    door.served[0].reply.write(b"data: 1\n\n")
+    door.served[0].reply.end()
+    assert (door.response().framing, door.response().closes, door.transport.fate) == ("whole", False, "")
+    door.feed(post(b"two"))
+    door.served[1].reply.answer(200, [], b"")
+    assert [response.closes for response in door.responses()] == [False, True]
+    await settle()
+    assert door.transport.lost == [None]
 
 
 @pytest.mark.parametrize("cut", [1, 30, len(post(b"hello")) - 5, len(post(b"hello")) - 1])
@@ -49,7 +78,9 @@ async def test_shutdown_ends_a_stream_cleanly_when_the_exchange_does() -> None:
     door.served[0].reply.write(b"data: 1\n\n")
     door.protocol.shutdown()
     door.served[0].reply.end()
-    assert (door.response().framing, door.transport.fate) == ("whole", "closed")
+    assert (door.response().framing, door.transport.fate) == ("whole", "")
+    door.expire()
+    assert door.transport.fate == "closed"
 
 
 async def test_a_stream_that_is_opened_during_a_drain_is_told_to_drain() -> None:
@@ -62,20 +93,28 @@ async def test_a_stream_that_is_opened_during_a_drain_is_told_to_drain() -> None
 
 
 async def test_shutdown_does_not_start_what_is_queued_behind_the_answer() -> None:
-    """A pipelined request that has not begun is not begun: its answer could not be sent."""
-    for late in (False, True):
-        door = silent_door()
-        door.feed(post(b"one") + post(b"two"))
-        if not late:
-            door.protocol.shutdown()
-        door.served[0].reply.answer(200, [], b"")
-        if late:
-            door.protocol.shutdown()
-        await settle()
-        door.transport.peer_finishes()
-        await settle()
-        assert [served.body for served in door.served] == [b"one"]
-        assert door.transport.lost == [None]
+    """That answer said that the connection closes, so a pipelined request is not begun."""
+    door = silent_door()
+    door.feed(post(b"one") + post(b"two"))
+    door.protocol.shutdown()
+    door.served[0].reply.answer(200, [], b"")
+    await settle()
+    door.transport.peer_finishes()
+    await settle()
+    assert [served.body for served in door.served] == [b"one"]
+    assert door.transport.lost == [None]
+
+
+async def test_shutdown_serves_what_is_queued_behind_an_answer_that_promised_more() -> None:
+    door = silent_door()
+    door.feed(post(b"one") + post(b"two"))
+    door.served[0].reply.answer(200, [], b"")
+    door.protocol.shutdown()
+    await settle()
+    door.served[1].reply.answer(200, [], b"")
+    assert [response.closes for response in door.responses()] == [False, True]
+    await settle()
+    assert door.transport.lost == [None]
 
 
 async def test_shutdown_leaves_a_lingering_connection_to_its_deadline() -> None:

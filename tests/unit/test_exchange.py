@@ -124,7 +124,7 @@ async def test_after_the_head_there_is_no_other_answer(state: State, event: str)
 
 ILLEGAL: list[tuple[State, str]] = [
     *((state, "send") for state in State if state is not State.ROUTING),
-    *((state, "retreat") for state in State if state is not State.WAITING),
+    *((state, "retreat") for state in State if state not in (State.WAITING, State.STORING)),
     *((state, "relay") for state in (State.ROUTING, State.HOLDING, State.RELAYING, State.DONE)),
     *((state, "store") for state in State if state is not State.WAITING),
     *((state, "stored") for state in (State.ROUTING, State.HOLDING, State.RELAYING, State.DONE)),

@@ -15,7 +15,8 @@ from mcp_proxy.errors import StoreError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.sessions import SessionRecord
 from tests.unit.fakes import settle
-from tests.unit.gatehouse import EVENTS, JSON, SESSION, Client, Gatehouse, SlowStore, initialize, modern
+from tests.unit.gatehouse import EVENTS, JSON, SESSION, Client, Gatehouse, initialize, modern
+from tests.unit.slow_store import SlowStore
 
 # -- references --------------------------------------------------------------------------------
 
@@ -110,8 +111,9 @@ async def test_whatever_happens_everything_is_given_back(steps: list[tuple[str, 
         attempt.answer(200, b"")
     await house.gateway.aclose()
     assert len(house.journal.records) == len(clients)
-    assert not any(store.held.values())
+    store.touched.clear()
     house.gateway.sweep(1e12)
+    assert store.touched == [], "nothing is in use any more"
     await settle()
     house.assert_quiet()
     for client in clients:

@@ -17,16 +17,17 @@ from tests.unit.gatehouse import (
     EVENTS,
     JSON,
     KEY,
+    ROUTE,
     SESSION,
     Client,
     Gatehouse,
-    SlowStore,
     initialize,
     legacy,
     message,
     modern,
     names,
 )  # fmt: skip
+from tests.unit.slow_store import SlowStore
 
 PAGE = (b"origin", b"https://app.example")
 ALLOWED = b"access-control-allow-origin"
@@ -226,7 +227,7 @@ async def test_nothing_was_sent_so_the_backend_took_no_time() -> None:
 
 
 class BrokenPool(Pool):
-    def next(self, tried: Sequence[str] = ()) -> Backend | None:
+    def next(self, tried: Sequence[str] = (), affinity: bytes | None = None) -> Backend | None:
         raise ZeroDivisionError
 
 
@@ -332,6 +333,6 @@ async def test_a_session_of_a_backend_that_is_not_in_the_pool_any_more_is_lost()
     house.store.create(KEY, SessionRecord("http://removed.example:80/mcp"))
     client = house.call()
     assert client.verdict == (404, "session_not_found")
-    assert house.store.count("pool") == 0
+    assert house.store.count(ROUTE) == 0
     assert house.attempts == []
     house.assert_quiet()

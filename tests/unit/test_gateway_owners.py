@@ -9,9 +9,9 @@ import pytest
 from mcp_proxy import clock
 from mcp_proxy.backends import AVOID_S
 from mcp_proxy.errors import Fault, Phase
-from mcp_proxy.gateway import PIN_RETRY_S
+from mcp_proxy.sticky import PIN_RETRY_S
 from tests.unit.fakes import settle, until
-from tests.unit.gatehouse import Client, Gatehouse, legacy, modern
+from tests.unit.gatehouse import ROUTE, Client, Gatehouse, legacy, modern
 
 # -- sessions ----------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ async def test_the_owner_of_a_session_gets_a_moment_and_then_it_is_a_503() -> No
     assert client.reply.one(b"retry-after") == b"1"
     assert set(house.tried) == {owner}
     assert len(house.tried) == 1 + len(PIN_RETRY_S)
-    assert house.store.count("pool") == 1, "it may come back"
+    assert house.store.count(ROUTE) == 1, "it may come back"
     house.assert_quiet()
 
 
@@ -110,7 +110,7 @@ async def test_a_session_whose_owner_was_unreachable_for_long_is_unknown_for_goo
     house = Gatehouse(2)
     client = await lost(house, method)
     assert client.verdict == (404, "session_not_found")
-    assert (house.store.count("pool"), sum(backend.sessions for backend in house.backends)) == (0, 0)
+    assert (house.store.count(ROUTE), sum(backend.sessions for backend in house.backends)) == (0, 0)
     again = house.call()
     assert again.verdict == (404, "session_not_found")
     assert again.reply.body == house.call(b"never-known").reply.body, "nothing can be learnt from it"
@@ -121,7 +121,7 @@ async def test_a_session_whose_owner_was_unreachable_for_long_is_unknown_for_goo
 async def test_the_delete_of_a_lost_session_is_done() -> None:
     house = Gatehouse(2)
     client = await lost(house, b"DELETE")
-    assert (client.reply.status, client.reply.body, house.store.count("pool")) == (204, b"", 0)
+    assert (client.reply.status, client.reply.body, house.store.count(ROUTE)) == (204, b"", 0)
     house.assert_quiet()
 
 

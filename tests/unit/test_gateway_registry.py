@@ -116,7 +116,6 @@ async def test_the_session_is_stored_before_the_answer_leaves() -> None:
     assert store.asked[0][:2] == ("create", KEY)
     await store.answer(True)
     assert (client.reply.status, client.reply.body, client.reply.one(SESSION)) == (200, b"{}", b"s1")
-    assert house.backends[0].sessions + house.backends[1].sessions == 1
     house.assert_quiet()
 
 
@@ -147,7 +146,7 @@ async def test_a_conflict_and_a_failure_show_no_session() -> None:
         assert client.reply.one(SESSION) is None
         assert house.attempts[0].is_cancelled
         assert [backend.sessions for backend in house.backends] == [0, 0]
-        goodbyes(house, 0 if value is False else 1)
+        await goodbyes(house, 0 if value is False else 1)
         house.assert_quiet()
 
 
@@ -163,9 +162,10 @@ async def test_a_backend_may_issue_its_own_id_again() -> None:
     house.assert_quiet()
 
 
-def goodbyes(house: Gatehouse, count: int) -> None:
+async def goodbyes(house: Gatehouse, count: int) -> None:
     """The backend was told to end the session that nobody knows of, and says yes. In a conflict
     it is not told: the session may be somebody's."""
+    await settle()
     first, *others = house.attempts
     assert [attempt.outgoing.method for attempt in others] == [b"DELETE"] * count
     for attempt in others:
@@ -173,6 +173,7 @@ def goodbyes(house: Gatehouse, count: int) -> None:
         assert (SESSION, b"s1") in attempt.outgoing.headers
         assert (attempt.outgoing.target, attempt.outgoing.body) == (b"/mcp", b"")
         attempt.answer(200, b"")
+    await settle()
 
 
 @pytest.mark.parametrize("ending", ["leave", "fail", "expire"])
@@ -199,22 +200,52 @@ async def test_an_exchange_that_ends_while_its_session_is_stored(ending: str, ou
     if outcome is True:
         assert [asked[:2] for asked in store.asked] == [("delete", KEY)]
         await store.answer(None)
-        house.gateway.forget(KEY, SessionRecord(house.attempts[0].backend))  # as a registry does
     assert store.asked == []
     assert [backend.sessions for backend in house.backends] == [0, 0]
-    goodbyes(house, 0 if outcome is False else 1)
+    await goodbyes(house, 0 if outcome is False else 1)
     house.assert_quiet()
 
 
-async def test_a_deletion_that_takes_time_is_waited_for() -> None:
+@pytest.mark.parametrize("status", [200, 204, 404])
+async def test_the_end_of_a_session_is_written_down_before_the_client_hears_of_it(status: int) -> None:
     house, store = slow_house()
-    house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
     await store.answer(SessionRecord(house.backends[0].id))
-    house.attempts[0].answer(200, b"")
+    house.attempts[0].answer(status, b"bye")
     await settle()
     assert [asked[:2] for asked in store.asked] == [("delete", KEY)]
+    assert (client.reply.has_started, client.reply.outcome) == (False, "")
     await store.answer(None)
     assert store.finished == ["get", "delete"]
+    assert (client.reply.status, client.reply.body) == (status, b"bye")
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("status", [400, 405, 500])
+async def test_a_deletion_that_the_backend_refuses_ends_nothing(status: int) -> None:
+    house, store = slow_house()
+    client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    await store.answer(SessionRecord(house.backends[0].id))
+    house.attempts[0].answer(status, b"no")
+    assert (store.asked, client.reply.status, client.reply.body) == ([], status, b"no")
+    house.assert_quiet()
+
+
+@pytest.mark.parametrize("ending", ["leave", "expire"])
+async def test_an_end_is_written_down_even_if_nobody_waits_for_it(ending: str) -> None:
+    house, store = slow_house()
+    client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
+    await store.answer(SessionRecord(house.backends[0].id))
+    house.attempts[0].answer(204, b"")
+    await settle()
+    if ending == "leave":
+        client.leave()
+    else:
+        client.exchange.expire()  # type: ignore[union-attr]
+        assert client.verdict == (503, "draining")
+    await store.answer(None)
+    assert store.finished == ["get", "delete"]
+    assert len(house.journal.records) == 1
     house.assert_quiet()
 
 
@@ -223,7 +254,7 @@ async def test_a_deletion_that_fails_does_not_change_the_answer() -> None:
         def delete(self, key: SessionKey) -> None:
             raise StoreError("down")
 
-    house = Gatehouse(2, store=lambda house: Failing(None, lambda key, record: None))
+    house = Gatehouse(2, store=lambda house: Failing(None, house.watch))
     house.open_session()
     client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
     house.take().answer(204, b"")
@@ -234,19 +265,19 @@ async def test_a_deletion_that_fails_does_not_change_the_answer() -> None:
 
 async def test_a_registry_that_fails_at_once_is_a_503() -> None:
     class Failing(MemoryStore):
-        def get(self, key: SessionKey) -> SessionRecord | None:
+        def get(self, key: SessionKey, principal: str) -> SessionRecord | None:
             raise StoreError("down")
 
         def create(self, key: SessionKey, record: SessionRecord) -> bool:
             raise StoreError("full")
 
-    house = Gatehouse(2, store=lambda house: Failing(None, lambda key, record: None))
+    house = Gatehouse(2, store=lambda house: Failing(None, house.watch))
     assert house.call().verdict == (503, "store_unavailable")
     client = house.ask(initialize())
     house.attempts[0].head(200, [JSON, (SESSION, b"s1")])
     assert client.verdict == (503, "store_unavailable")
     assert house.attempts[0].is_cancelled
-    goodbyes(house, 1)
+    await goodbyes(house, 1)
     house.assert_quiet()
 
 
@@ -266,6 +297,7 @@ async def test_a_slow_deletion_that_fails_is_counted_and_changes_no_answer() -> 
     await store.answer(SessionRecord(house.backends[0].id))
     house.attempts[0].answer(200, b"")
     await settle()
+    assert client.reply.outcome == "", "it may still come to be acknowledged"
     await store.fail(StoreError("down"))
     assert client.reply.status == 200
     assert ("store_error", "delete") in house.journal.events
@@ -277,6 +309,7 @@ async def test_the_answer_to_a_goodbye_interests_nobody() -> None:
         house, store = slow_house()
         await begun(house)
         await store.fail(StoreError("down"))
+        await settle()
         goodbye = house.attempts[1]
         if ending == "answer":
             goodbye.answer(404, b"{}")
@@ -286,5 +319,6 @@ async def test_the_answer_to_a_goodbye_interests_nobody() -> None:
             goodbye.end()
         else:
             goodbye.fail("lost" if ending == "fail" else "refused")
+        await settle()
         assert len(house.journal.records) == 1
         house.assert_quiet()

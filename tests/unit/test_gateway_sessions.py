@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from mcp_proxy.errors import Fault, Phase
-from mcp_proxy.sessions import SessionRecord
+from mcp_proxy.sessions import TOUCHES, SessionRecord
+from tests.unit.fakes import settle
 from tests.unit.gatehouse import (
     EVENTS,
     HOLD,
     JSON,
     KEY,
+    ROUTE,
     SESSION,
     STREAMS,
     Gatehouse,
@@ -49,7 +51,7 @@ async def test_a_session_in_an_event_stream_is_learnt_from_its_head() -> None:
     house.attempts[0].head(200, [EVENTS, (SESSION, b"s1")])
     assert client.reply.has_started
     assert client.reply.one(SESSION) == b"s1"
-    assert house.store.count("pool") == 1
+    assert house.store.count(ROUTE) == 1
     house.attempts[0].end()
     house.assert_quiet()
 
@@ -60,7 +62,7 @@ async def test_a_failed_initialize_creates_no_session_and_shows_none(status: int
     client = house.ask(initialize())
     house.attempts[0].answer(status, b"{}", (SESSION, b"throw-away"))
     assert (client.reply.status, client.reply.one(SESSION)) == (status, None)
-    assert house.store.count("pool") == 0
+    assert house.store.count(ROUTE) == 0
 
 
 @pytest.mark.parametrize("value", [b"", b"a b", b"\xff", b"x" * 513, b"a\tb"])
@@ -70,7 +72,7 @@ async def test_an_illegal_session_id_is_a_bad_answer(value: bytes) -> None:
     house.attempts[0].head(200, [JSON, (SESSION, value)])
     assert client.verdict == (502, "upstream_invalid")
     assert house.attempts[0].is_cancelled
-    assert house.store.count("pool") == 0
+    assert house.store.count(ROUTE) == 0
     house.assert_quiet()
 
 
@@ -96,7 +98,7 @@ async def test_session_ids_on_other_answers_are_not_shown(request_: tuple[Any, .
     client = house.ask(*request_)
     house.attempts[0].answer(200, b"{}", (SESSION, b"throw-away"))
     assert (client.reply.status, client.reply.one(SESSION)) == (200, None)
-    assert house.store.count("pool") == 0
+    assert house.store.count(ROUTE) == 0
 
 
 async def test_an_answer_may_repeat_the_session_id_of_its_request_only() -> None:
@@ -140,7 +142,7 @@ async def test_a_delete_ends_the_session_if_its_owner_says_so(status: int, is_go
     client = house.ask(b"", (SESSION, b"s1"), method=b"DELETE")
     house.take().answer(status, b"")
     assert client.reply.status == status
-    assert house.store.count("pool") == (0 if is_gone else 1)
+    assert house.store.count(ROUTE) == (0 if is_gone else 1)
     assert sum(backend.sessions for backend in house.backends) == (0 if is_gone else 1)
     assert (house.call().reply.status == 404) is is_gone
 
@@ -151,18 +153,35 @@ async def test_a_session_that_its_owner_does_not_know_any_more_is_forgotten() ->
     client = house.call()
     house.take().answer(404, b'{"gone":1}')
     assert (client.reply.status, client.reply.body) == (404, b'{"gone":1}')
-    assert house.store.count("pool") == 0
+    assert house.store.count(ROUTE) == 0
 
 
 async def test_a_session_stays_while_a_stream_is_open_on_it() -> None:
-    house, store = slow_house()
+    house, store = slow_house(ttl_s=TOUCHES * 10.0)
     house.listen()
     await store.answer(SessionRecord(house.backends[0].id))
-    assert store.held == {}
     house.attempts[0].head(200, [EVENTS])
-    assert store.held == {KEY: 1}
+    for at_s in (0.0, 5.0, 9.9, 10.0, 20.0, 39.9):
+        house.gateway.sweep(at_s)
+    assert store.touched == [KEY] * 4, "once in a quarter of its time to live"
     house.attempts[0].fail()
-    assert store.held == {KEY: 0}
+    house.gateway.sweep(60.0)
+    assert len(store.touched) == 4, "and not any longer"
+
+
+async def test_a_session_stays_while_a_call_is_running_on_it() -> None:
+    """Tools may run for longer than a session lives unused."""
+    house, store = slow_house(ttl_s=TOUCHES * 10.0)
+    house.call()
+    await settle()
+    house.gateway.sweep(0.0)
+    assert store.touched == [], "whose it is, is not known yet"
+    await store.answer(SessionRecord(house.backends[0].id))
+    house.gateway.sweep(10.0)
+    assert store.touched == [KEY]
+    house.attempts[0].answer(200, b"{}")
+    house.gateway.sweep(20.0)
+    assert store.touched == [KEY]
 
 
 # -- pools without sessions --------------------------------------------------------------------

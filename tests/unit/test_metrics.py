@@ -12,7 +12,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from mcp_proxy import __version__
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.telemetry import Meters, RequestRecord, Sink
-from mcp_proxy.telemetry.metrics import METHODS, GaugeSnapshot, Metrics
+from mcp_proxy.telemetry.metrics import METHODS, Metrics
+from mcp_proxy.telemetry.snapshot import GaugeSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

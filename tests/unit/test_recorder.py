@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from mcp_proxy import clock
@@ -17,6 +19,7 @@ from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import TABLE
 from mcp_proxy.routing import Plan, plan_get, plan_post
 from mcp_proxy.sessions import SessionKey
+from mcp_proxy.tap import Owned
 from mcp_proxy.telemetry import RequestRecord
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 
@@ -43,6 +46,10 @@ class Nobody:
     def on_error(self, exchange: Exchange, error: UpstreamError) -> None: ...
 
     def on_stream(self, exchange: Exchange) -> None: ...
+
+    def on_owned(self, exchange: Exchange, owned: Sequence[Owned]) -> None: ...
+
+    def on_held(self, exchange: Exchange, owned: Sequence[Owned]) -> None: ...
 
     def on_finish(self, exchange: Exchange) -> None: ...
 

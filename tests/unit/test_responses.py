@@ -18,7 +18,7 @@ SESSION = (b"mcp-session-id", b"s1")
 def adapted(*lines: Header, status: int = 200, **given: Any) -> Fields | Rejection:
     received = Fields(lines)
     facts = read_facts(received)
-    context: dict[str, Any] = {"has_credentials": False, "origin": None, "session_id": b"s1"}
+    context: dict[str, Any] = {"has_credentials": False, "origin": None, "theirs": b"s1", "ours": b"s1"}
     headers = facts.changed or received
     outcome = adapt(status, headers, facts, backend=BACKEND, route="/weather/mcp", **(context | given))
     assert received == list(lines), "the block may be delivered again with another response"
@@ -37,7 +37,8 @@ def test_a_head_that_names_nothing_of_ours_passes_as_it_is() -> None:
         route="/mcp",
         has_credentials=False,
         origin=None,
-        session_id=b"s1",
+        theirs=b"s1",
+        ours=b"s1",
     )
 
     assert outcome is received
@@ -47,10 +48,13 @@ def test_a_head_that_names_nothing_of_ours_passes_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 202, 400, 404, 405, 500])
-@pytest.mark.parametrize("session_id", [None, b"s2", b"", b"S1"])
-def test_no_session_but_the_expected_one_is_ever_passed_on(status: int, session_id: bytes | None) -> None:
+@pytest.mark.parametrize("theirs", [None, b"s2", b"", b"S1"])
+@pytest.mark.parametrize("ours", [None, b"s1", b"s2", b"sealed"])
+def test_no_session_but_the_expected_one_is_ever_passed_on(
+    status: int, theirs: bytes | None, ours: bytes | None
+) -> None:
     # servers put throw-away ids on errors, and some clients adopt whatever they see
-    assert adapted(JSON, SESSION, (b"x-a", b"1"), status=status, session_id=session_id) == [
+    assert adapted(JSON, SESSION, (b"x-a", b"1"), status=status, theirs=theirs, ours=ours) == [
         JSON,
         (b"x-a", b"1"),
     ]
@@ -58,6 +62,37 @@ def test_no_session_but_the_expected_one_is_ever_passed_on(status: int, session_
 
 def test_the_expected_session_is_passed_on() -> None:
     assert adapted(JSON, SESSION, status=404) == [JSON, SESSION]
+
+
+@pytest.mark.parametrize("status", [200, 202, 400, 404, 405, 500])
+def test_a_session_is_passed_on_under_the_name_that_its_client_knows(status: int) -> None:
+    outcome = adapted(JSON, SESSION, (b"x-a", b"1"), status=status, ours=b"sealed")
+
+    assert isinstance(outcome, Fields)
+    assert sorted(outcome) == sorted([JSON, (b"x-a", b"1"), (b"mcp-session-id", b"sealed")])
+
+
+def test_a_client_that_named_no_session_is_told_none() -> None:
+    assert adapted(JSON, SESSION, ours=None) == [JSON]
+
+
+def test_a_head_without_a_session_gets_none() -> None:
+    assert adapted(JSON, ours=b"sealed") == [JSON]
+
+
+def test_a_renamed_head_is_kept_for_one_session_and_not_for_another() -> None:
+    """The block comes again with the next answer; that of another session may be the same block."""
+    received = Fields([JSON, SESSION, (b"x-a", b"1")])
+    facts = read_facts(received)
+
+    first = facts.named(received, b"one")
+    second = facts.named(received, b"two")
+
+    assert first == [JSON, (b"mcp-session-id", b"one"), (b"x-a", b"1")]
+    assert second == [JSON, (b"mcp-session-id", b"two"), (b"x-a", b"1")]
+    assert facts.named(received, b"two") is second
+    assert facts.named(received, b"one") == first
+    assert received == [JSON, SESSION, (b"x-a", b"1")]
 
 
 # --- credentials ----------------------------------------------------------------------------------
@@ -134,7 +169,7 @@ def test_everything_at_once() -> None:
         SESSION,
         (b"location", b"mcp"),
         status=308,
-        session_id=None,
+        theirs=None,
         origin=b"http://localhost",
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from mcp_proxy.clock import Ticker
 from mcp_proxy.downstream import server as servers
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import (
@@ -46,9 +47,13 @@ class Application:
         assert scope["type"] == "lifespan"
         await receive()
         self.events.append("startup")
+        ticker = Ticker()  # idle connections get a moment before they are closed
+        ticker.add(self.http11.sweep)
+        ticker.start()
         await send({"type": f"lifespan.startup.{self._startup}"})
         await receive()
         self.events.append("shutdown")
+        ticker.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -1,0 +1,1 @@
+"""``--workers N``: several processes that serve one address, and the parent that keeps them."""

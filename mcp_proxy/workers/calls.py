@@ -1,0 +1,58 @@
+"""What the parent asks of a worker.
+
+Rules of this file: a call that has the name of an AdminView method is that method of the worker's
+``Service``; the others are steps in the life of the worker and are answered in ``child.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from mcp_proxy.admin import Check, Status
+from mcp_proxy.sessions import Listed, Page
+from mcp_proxy.telemetry.snapshot import Snapshot
+from mcp_proxy.workers.link import Call
+
+if TYPE_CHECKING:
+    from mcp_proxy.config import Config
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Everything that a worker is told. ``config`` has the worker's share of the limits."""
+
+    config: Config
+    log_level: str
+
+
+SERVE: Final[Call[None]] = Call("serve", None, bytes)
+"""Begin, as the pickled ``Setup`` says. Answered when the worker listens; raises StartupError."""
+DRAIN: Final[Call[None]] = Call("drain", None)
+"""Stop listening and end when the exchanges in progress have ended, or at ``limits.drain``."""
+HURRY: Final[Call[None]] = Call("hurry", None)
+"""End without waiting for exchanges."""
+REOPEN: Final[Call[None]] = Call("reopen", None)
+"""Log files were renamed."""
+SNAPSHOT: Final[Call[Snapshot]] = Call("snapshot", Snapshot)
+ENDED: Final[Call[Snapshot]] = Call("ended", Snapshot)
+"""Answered when everything has ended and is counted; then the worker waits for the link to close."""
+
+READY: Final[Call[list[Check]]] = Call("ready", list[Check])
+STATUS: Final[Call[Status]] = Call("status", Status)
+
+SESSIONS_PAGE: Final[Call[Page]] = Call("sessions_page", Page, str, int)
+SESSION: Final[Call[Listed | None]] = Call("session", Listed | None, str)
+END_SESSION: Final[Call[bool]] = Call("end_session", bool, str)
+RESTORE_SESSIONS: Final[Call[int]] = Call("restore_sessions", int, list[Listed])
+
+OF_SERVICE: Final[tuple[Call[Any], ...]] = (
+    READY,
+    STATUS,
+    SNAPSHOT,
+    SESSIONS_PAGE,
+    SESSION,
+    END_SESSION,
+    RESTORE_SESSIONS,
+)
+"""Calls that a ``Service`` answers itself, by their name."""

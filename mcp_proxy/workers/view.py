@@ -1,0 +1,165 @@
+"""All workers as one proxy, for the admin listener.
+
+Rules of this file: what grows is added up and never falls; a worker that is too busy to answer
+counts with what it said last; nothing here depends on a single worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from prometheus_client import PlatformCollector
+
+from mcp_proxy import __version__, clock
+from mcp_proxy.admin import BackendStatus, Check, PoolStatus, Status, WorkerStatus
+from mcp_proxy.telemetry.exposition import Exposition
+from mcp_proxy.workers import calls
+from mcp_proxy.workers.crew import ANSWER_S, Crew, Worker
+from mcp_proxy.workers.group import Group
+from mcp_proxy.workers.link import WorkerError
+from mcp_proxy.workers.sessions import CrewSessions
+
+if TYPE_CHECKING:
+    from mcp_proxy.config import Config
+    from mcp_proxy.sessions import Listed, Page
+
+_SHARED_LIMITS = ("streams", "connections")
+"""Limits of which every worker has a share of its own."""
+
+
+class CrewView:
+    """Implements AdminView."""
+
+    def __init__(self, crew: Crew, config: Config) -> None:
+        self._crew = crew
+        self._config = config
+        self._sessions = CrewSessions(crew, is_shared=config.sessions.url is not None)
+        self._pools = {route.path: route.pool for route in config.routes}
+        self._started_s = clock.now()
+        others = [Group(crew), PlatformCollector(registry=None)]
+        self._exposition = Exposition(crew.total, others)
+
+    def alive(self) -> bool:
+        return True
+
+    async def ready(self) -> list[Check]:
+        """Ready while one worker is: the others' share of the connections goes there."""
+        crew = self._crew
+        answers: dict[int, list[Check]] = {}
+
+        async def ask(worker: Worker) -> None:
+            with contextlib.suppress(WorkerError, TimeoutError):
+                answers[worker.pid] = await worker.link.ask(calls.READY, wait_s=ANSWER_S)
+
+        await crew.each(ask)
+        able = {pid for pid, checks in answers.items() if all(check.ok for check in checks)}
+        is_ready = bool(able) and not crew.is_stopping
+        state = "draining" if crew.is_stopping else f"{len(able)} of {len(crew.workers)} ready"
+        lines = [Check("workers", is_ready, state)]
+        for slot, worker in enumerate(crew.workers, 1):
+            lines.append(Check(f"worker {slot}", True, _state(worker, answers, able)))
+        return lines + _best(answers, able)
+
+    async def status(self) -> Status:
+        async def ask(worker: Worker) -> None:
+            with contextlib.suppress(WorkerError, TimeoutError):
+                worker.status = await worker.link.ask(calls.STATUS, wait_s=ANSWER_S)
+
+        crew = self._crew
+        await crew.each(ask)
+        await crew.each(Worker.refresh)
+        known = [(worker, worker.status) for worker in crew.serving if worker.status is not None]
+        return Status(
+            version=__version__,
+            uptime_s=round(clock.now() - self._started_s, 3),
+            pid=os.getpid(),
+            listen=str(self._config.listen),
+            pools=_pools([status for _, status in known]),
+            limits=_limits([status for _, status in known]),
+            counters=crew.total().totals(),
+            workers=[
+                WorkerStatus(worker.pid, status.uptime_s, worker.snapshot.gauges.inflight)
+                for worker, status in known
+            ],
+        )
+
+    async def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
+        if not self._config.telemetry.metrics:
+            return None
+        await self._crew.each(Worker.refresh)
+        return self._exposition.render(accept)
+
+    # --- sessions --------------------------------------------------------------------
+
+    async def sessions_page(self, cursor: str, limit: int) -> Page:
+        return await self._sessions.page(cursor, limit)
+
+    async def session(self, name: str) -> Listed | None:
+        return await self._sessions.show(name)
+
+    async def end_session(self, name: str) -> bool:
+        return await self._sessions.end(name)
+
+    async def restore_sessions(self, sessions: list[Listed]) -> int:
+        return await self._sessions.restore(sessions)
+
+    def pool_of(self, session: Listed) -> str:
+        by_route = self._pools.get(session.route)
+        if by_route is not None:
+            return by_route
+        statuses = [worker.status for worker in self._crew.serving if worker.status is not None]
+        for name, pool in _pools(statuses).items():
+            if any(backend.id == session.record.backend for backend in pool.backends):
+                return name
+        return ""
+
+
+def _state(worker: Worker | None, answers: dict[int, list[Check]], able: set[int]) -> str:
+    if worker is None:
+        return "ended, another will start"
+    if not worker.is_serving:
+        return f"pid {worker.pid} is starting"
+    if worker.pid not in answers:
+        return f"pid {worker.pid} does not answer"
+    return f"pid {worker.pid} is ready" if worker.pid in able else f"pid {worker.pid} is not ready"
+
+
+def _best(answers: dict[int, list[Check]], able: set[int]) -> list[Check]:
+    """The checks of a worker that is ready, else of any: why it is not."""
+    for pid in [*able, *answers]:
+        return answers[pid]
+    return []
+
+
+def _pools(statuses: list[Status]) -> dict[str, PoolStatus]:
+    together: dict[str, dict[str, BackendStatus]] = {}
+    for status in statuses:
+        for name, pool in status.pools.items():
+            backends = together.setdefault(name, {})
+            for backend in pool.backends:
+                known = backends.get(backend.id)
+                backends[backend.id] = backend if known is None else _sum(known, backend)
+    return {name: PoolStatus(list(backends.values())) for name, backends in together.items()}
+
+
+def _sum(one: BackendStatus, other: BackendStatus) -> BackendStatus:
+    """Up when neither found it down, as in the metrics."""
+    return BackendStatus(
+        one.id,
+        up=one.up and other.up,
+        sessions=one.sessions + other.sessions,
+        inflight=one.inflight + other.inflight,
+        streams=one.streams + other.streams,
+    )
+
+
+def _limits(statuses: list[Status]) -> dict[str, int | float | None]:
+    limits: dict[str, int | float | None] = {}
+    for status in statuses:
+        for name, value in status.limits.items():
+            before = limits.get(name)
+            is_shared = name in _SHARED_LIMITS and before is not None and value is not None
+            limits[name] = before + value if is_shared and before is not None and value is not None else value
+    return limits

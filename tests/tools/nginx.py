@@ -1,0 +1,79 @@
+"""A real nginx that spreads requests over ports in turn, without affinity, as an operator would set it up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from tests.tools import PATIENCE_S
+from tests.tools.proxy import free_ports
+
+# max_fails=0: a replica that restarts refuses connections for a moment, and the next one is asked at
+# once; it must not be left out for ten seconds because of that. A POST that was sent is never repeated.
+_CONFIG = """\
+worker_processes 1;
+daemon off;
+pid nginx.pid;
+error_log error.log;
+events {{ worker_connections 1024; }}
+http {{
+    access_log access.log;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    upstream mcp {{
+        {servers}
+        keepalive 32;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://mcp;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_buffering off;
+            proxy_read_timeout 1h;
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def nginx(ports: Sequence[int], folder: Path) -> AsyncIterator[int]:
+    """In front of ``ports``; yields its own port. ``folder`` exists and gets configuration and logs."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    assert program is not None, "nginx is not installed (make setup)"
+    (port,) = free_ports(1)
+    servers = "\n        ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in ports)
+    config = folder / "nginx.conf"
+    config.write_text(_CONFIG.format(port=port, servers=servers))
+    process = await asyncio.create_subprocess_exec(
+        *(program, "-p", f"{folder}/", "-e", "error.log", "-c", str(config)),
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await _listening(port, process)
+        yield port
+    finally:
+        process.terminate()
+        async with asyncio.timeout(PATIENCE_S):
+            await process.wait()
+
+
+async def _listening(port: int, process: asyncio.subprocess.Process) -> None:
+    """The wait with a pause: before the listener exists there is nothing to wait on."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            assert process.returncode is None, "nginx ended"
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(0.02)
