@@ -103,6 +103,8 @@ class LinkedRegistry(Operations):
             )
         elif self._has_been_ok:
             logger.warning("session registry: redis is back (%s)", self._where)
+            # The subscription may have come back before, when nobody could be asked yet.
+            self.on_reset()
         else:
             logger.info("session registry: connected to %s", self._where)
         if ok:
