@@ -286,7 +286,7 @@ def _session_store(config: Config, tasks: Tasks, watcher: Watcher) -> SessionSto
 
         registry = RedisRegistry(sessions.url, ttl_s=ttl_s, tasks=tasks)
     if sessions.store == "signed":
-        from mcp_proxy.sessions.seal import Seal
+        from mcp_proxy.sessions.signed import Seal
 
         backends = {
             route.path: [_backend(entry.url, 1).id for entry in config.pools[route.pool].backends]

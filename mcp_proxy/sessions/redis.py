@@ -37,11 +37,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from mcp_proxy.clock import now
 from mcp_proxy.config.redis_url import RedisUrl, parse_url
-from mcp_proxy.sessions.cluster import ClusterLink
-from mcp_proxy.sessions.lane import IN_FLIGHT, Answer, Command, LinkError, Redirect, Refusal
-from mcp_proxy.sessions.link import SingleLink
-from mcp_proxy.sessions.registry import Changed, LinkedRegistry
-from mcp_proxy.sessions.slots import Node
+from mcp_proxy.sessions.remote.cluster import ClusterLink
+from mcp_proxy.sessions.remote.lane import IN_FLIGHT, Answer, Command, LinkError, Redirect, Refusal
+from mcp_proxy.sessions.remote.link import SingleLink
+from mcp_proxy.sessions.remote.registry import Changed, LinkedRegistry
+from mcp_proxy.sessions.remote.slots import Node
 from mcp_proxy.tasks import Tasks
 
 BUDGET_S: Final = 0.25

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from mcp_proxy.sessions import SessionKey, Stored, values
+from mcp_proxy.sessions import SessionKey, Stored
+from mcp_proxy.sessions.remote import values
 from tests.tools.redis_server import RedisServer
 
 PREFIX: Final = "state-test:"

@@ -24,8 +24,8 @@ from mcp_proxy.recorder import Recorder
 from mcp_proxy.sessions import SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.sessions.redis import RedisRegistry
-from mcp_proxy.sessions.seal import Derived, Seal
 from mcp_proxy.sessions.shared import SharedStore
+from mcp_proxy.sessions.signed import Derived, Seal
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.watch import SessionWatch
 from tests.state.backends import FakeBackend, FakeWire

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import ENDED, Ended, Listed, Page, SessionKey, SessionRecord, Stored, settled
-from mcp_proxy.sessions.seal import Derived, Seal
 from mcp_proxy.sessions.shared import SharedStore
+from mcp_proxy.sessions.signed import Derived, Seal
 from mcp_proxy.tasks import Tasks
 from tests.unit.fakes import settle
 
@@ -58,9 +58,9 @@ class Shelf:
         for name in names or tuple(self._items):
             self._items.pop(name, None)
 
-    def announce(self, name: str) -> None:
+    def announce(self, name: str, *, is_again: bool = False) -> None:
         for replica in self.replicas:
-            replica.hear(name)
+            replica.hear(name, is_again=is_again)
 
     @property
     def names(self) -> list[str]:
@@ -113,12 +113,13 @@ class FakeRegistry:
         self.is_closed = False
         self.starts = 0
         self.on_change: Callable[[str], None] = lambda name: None
+        self.on_revive: Callable[[str], None] = lambda name: None
         self.on_reset: Callable[[], None] = lambda: None
         shelf.replicas.append(self)
 
-    def hear(self, name: str) -> None:
+    def hear(self, name: str, *, is_again: bool = False) -> None:
         if not self.is_deaf and not self.is_down:
-            self.on_change(name)
+            (self.on_revive if is_again else self.on_change)(name)
 
     def reset(self) -> None:
         """The connection is new."""
@@ -150,10 +151,13 @@ class FakeRegistry:
 
     def create(self, name: str, record: SessionRecord) -> Awaitable[bool]:
         def carry_out() -> bool:
-            is_new = not isinstance(self.shelf.read(name), SessionRecord)
-            if is_new:
-                self.shelf.write(name, record)
-            return is_new
+            stored = self.shelf.read(name)
+            if isinstance(stored, SessionRecord):
+                return False
+            self.shelf.write(name, record)
+            if stored is ENDED:
+                self.shelf.announce(name, is_again=True)
+            return True
 
         return self._do("create", name, carry_out)
 

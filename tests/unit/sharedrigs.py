@@ -15,8 +15,8 @@ from typing import Final
 import pytest
 
 from mcp_proxy.sessions.redis import RedisRegistry
-from mcp_proxy.sessions.seal import Derived, Seal
 from mcp_proxy.sessions.shared import SharedStore
+from mcp_proxy.sessions.signed import Derived, Seal
 from mcp_proxy.tasks import Tasks
 from tests.state.registry import AgeingRedis
 from tests.tools.redis_server import RedisServer

@@ -53,7 +53,6 @@ class Proxy:
     def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
         return self.meters.render(accept) if self.meters else None
 
-
     async def sessions_page(self, cursor: str, limit: int) -> Page:
         return Page([], "")
 

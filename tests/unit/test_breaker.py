@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mcp_proxy.sessions.breaker import FIRST_PROBE_S, JITTER, PROBE_S, THRESHOLD, Breaker, State
+from mcp_proxy.sessions.remote.breaker import FIRST_PROBE_S, JITTER, PROBE_S, THRESHOLD, Breaker, State
 
 
 def opened(at_s: float = 0.0) -> Breaker:

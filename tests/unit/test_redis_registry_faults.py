@@ -13,8 +13,8 @@ import pytest
 from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import ENDED, SessionRecord
-from mcp_proxy.sessions.breaker import THRESHOLD
 from mcp_proxy.sessions.redis import RedisRegistry
+from mcp_proxy.sessions.remote.breaker import THRESHOLD
 from mcp_proxy.tasks import Tasks
 from tests.tools import PATIENCE_S
 from tests.tools.fault_proxy import FaultProxy

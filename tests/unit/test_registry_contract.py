@@ -97,6 +97,19 @@ async def test_an_end_of_the_unknown_leaves_a_tombstone_too(pair: Pair) -> None:
     assert await pair.one.fetch(A) == RECORD
 
 
+async def test_an_id_that_is_issued_again_is_told(pair: Pair) -> None:
+    """Replicas remember ends by themselves, and would refuse the new session."""
+    again: list[str] = []
+    pair.other.on_revive = again.append
+    await pair.one.create(A, RECORD)
+    await pair.one.create(B, RECORD)
+    await pair.one.end(A)
+    await pair.one.create(A, MOVED)
+    await pair.one.end(B)
+    await pair.heard(A, B)
+    assert again == [A]
+
+
 async def test_a_move_needs_exactly_what_is_there_and_is_told(pair: Pair) -> None:
     assert await pair.one.replace(A, RECORD, MOVED) is False, "nothing is there"
     await pair.one.create(A, RECORD)

@@ -121,6 +121,16 @@ async def test_a_session_may_be_created_where_one_was_ended(made: Replica) -> No
     assert made.warm(KEY, "alice") == RECORD
 
 
+async def test_a_session_may_be_created_elsewhere_where_one_was_ended_here(
+    made: Replica, two: Replica
+) -> None:
+    await made.end(KEY)
+    assert await made.get(KEY, "alice") is None
+    assert await two.create(KEY, RECORD) is True
+    await settle()
+    assert await made.get(KEY, "alice") == RECORD
+
+
 # --- moves and claims -----------------------------------------------------------------------------
 
 

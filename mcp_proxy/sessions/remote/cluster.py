@@ -14,9 +14,9 @@ from typing import Final
 
 from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
-from mcp_proxy.sessions.lane import Answer, Command, Lane, LinkError, Redirect, Refusal
-from mcp_proxy.sessions.link import Server
-from mcp_proxy.sessions.slots import Node, SlotTable, slot_of
+from mcp_proxy.sessions.remote.lane import Answer, Command, Lane, LinkError, Redirect, Refusal
+from mcp_proxy.sessions.remote.link import Server
+from mcp_proxy.sessions.remote.slots import Node, SlotTable, slot_of
 from mcp_proxy.tasks import Tasks
 
 REDIRECTS: Final = 3

@@ -15,10 +15,10 @@ from typing import Final
 
 from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
-from mcp_proxy.sessions.cluster import ClusterLink
-from mcp_proxy.sessions.link import SingleLink
-from mcp_proxy.sessions.operations import NAME, REVIVED, Operations
-from mcp_proxy.sessions.subscription import Subscription
+from mcp_proxy.sessions.remote.cluster import ClusterLink
+from mcp_proxy.sessions.remote.link import SingleLink
+from mcp_proxy.sessions.remote.operations import NAME, REVIVED, Operations
+from mcp_proxy.sessions.remote.subscription import Subscription
 from mcp_proxy.tasks import Tasks
 
 logger = logging.getLogger("mcp_proxy")

@@ -14,9 +14,10 @@ from typing import Final
 
 from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
-from mcp_proxy.sessions import ENDED, Listed, Page, SessionRecord, Stored, values
-from mcp_proxy.sessions.lane import Answer, Redirect, Refusal
-from mcp_proxy.sessions.link import Link
+from mcp_proxy.sessions import ENDED, Listed, Page, SessionRecord, Stored
+from mcp_proxy.sessions.remote import values
+from mcp_proxy.sessions.remote.lane import Answer, Redirect, Refusal
+from mcp_proxy.sessions.remote.link import Link
 
 logger = logging.getLogger("mcp_proxy")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mcp_proxy.clock import now
-from mcp_proxy.sessions.lane import Answer, Command, Lane
+from mcp_proxy.sessions.remote.lane import Answer, Command, Lane
 from mcp_proxy.tasks import Tasks
 
 

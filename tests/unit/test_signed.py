@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from mcp_proxy.errors import StoreError
 from mcp_proxy.headers import is_session_id
 from mcp_proxy.sessions import SessionKey, SessionRecord
-from mcp_proxy.sessions import seal as seal_module
-from mcp_proxy.sessions.seal import GONE, TOKEN_LIMIT, Derived, Seal
+from mcp_proxy.sessions import signed as signed_module
+from mcp_proxy.sessions.signed import GONE, TOKEN_LIMIT, Derived, Seal
 
 OLD, NEW = "an old secret of thirty-two chars", "a new secret of thirty-two chars."
 A, B = "http://10.0.0.1:8000/mcp", "http://10.0.0.2:8000/mcp"
@@ -25,7 +25,7 @@ ROUTES = {"/mcp": [A, B], "/other": [A, B]}
 PRINCIPAL = "0123456789abcdef" * 2
 LONGEST = 318
 
-derive = cache(seal_module.derive)
+derive = cache(signed_module.derive)
 """Slow on purpose; once per secret is enough for the tests."""
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mcp_proxy.sessions.lane import LinkError
+from mcp_proxy.sessions.remote.lane import LinkError
 from mcp_proxy.tasks import Tasks
 
 FIRST_PAUSE_S: Final = 0.1

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from mcp_proxy.clock import now
 from mcp_proxy.errors import StoreError
-from mcp_proxy.sessions.breaker import Breaker
+from mcp_proxy.sessions.remote.breaker import Breaker
 from mcp_proxy.tasks import Tasks
 
 logger = logging.getLogger("mcp_proxy")
@@ -196,8 +196,14 @@ class Lane:
             return False
         if has_turned or not self.is_reached:
             self.is_reached = True
+            self._tasks.spawn(self._warm_up())
             self._changed(None)
         return True
+
+    async def _warm_up(self) -> None:
+        """Open the connections that the first burst will want: opening one takes three round trips, which
+        may be more than an operation has time for."""
+        await asyncio.gather(*(self._ping() for _ in range(IN_FLIGHT)))
 
     async def _ping(self) -> str:
         """Why there was no answer; empty if there was one."""

@@ -1,0 +1,1 @@
+"""A registry on servers elsewhere, without the library that speaks to them (``sessions/redis.py``)."""
