@@ -116,6 +116,9 @@ _NAME_KEYS: Final = {
 }
 """Which member of ``params`` says what the method acts on."""
 
+TASK_METHODS: Final = frozenset(method for method in _NAME_KEYS if _NAME_KEYS[method] == "taskId")
+"""Methods whose name is the id of a task."""
+
 NAMED_METHODS: Final = frozenset(_NAME_KEYS)
 """Methods that act on something named in ``params``."""
 

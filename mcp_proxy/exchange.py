@@ -110,7 +110,7 @@ class Exchange:
 
     __slots__ = (
         "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_length", "_occupies",
-        "_paused", "_reply", "_whole", "admission", "affinity", "attempts", "backend", "body", "bytes_in",
+        "_paused", "_reply", "_whole", "admission", "attempts", "backend", "body", "bytes_in",
         "bytes_out", "counts_as_stream", "doubts", "envelope", "fault", "finished_s", "head_s", "headers",
         "is_stream", "key", "pending", "phase", "pin_retries", "plan", "pool", "reason", "record", "sent_s",
         "started_s", "state", "status", "streams_from", "tap", "tried",
@@ -136,8 +136,6 @@ class Exchange:
         """Times that the owner of the session may still be asked for again."""
         self.counts_as_stream = False
         """Holds one of ``limits.streams``."""
-        self.affinity: bytes | None = None
-        """Requests with the same value should reach the same backend."""
         # attempts
         self._call: Call | None = None
         self._paused = False
@@ -219,14 +217,14 @@ class Exchange:
         """Pass a head on, now or when the body is whole."""
         self.status = status
         whole = self._whole
-        if whole is not None and self.tap is not None:
+        if whole is not None:
+            if self.tap is None:
+                self._close()
+                self.bytes_out = len(whole)
+                self._reply.answer(status, headers, whole)
+                self._finish(Fault.NONE, Phase.NONE)
+                return
             self._held, self._ended = [whole], True
-        elif whole is not None:
-            self._close()
-            self.bytes_out = len(whole)
-            self._reply.answer(status, headers, whole)
-            self._finish(Fault.NONE, Phase.NONE)
-            return
         self.headers = headers
         self._length = length
         if (self.is_stream and length != 0) or (length is not None and length > self._director.json_hold):

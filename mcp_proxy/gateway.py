@@ -22,7 +22,7 @@ from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import Facts, is_session_id, read_facts
 from mcp_proxy.keeper import SessionKeeper
-from mcp_proxy.owners import Owners, readable
+from mcp_proxy.owners import Owners, affinity, readable
 from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import render
@@ -75,6 +75,8 @@ class Gateway:
         self._keeper = keeper
         self._watch = watch
         self._sticky = SessionRouting(self, keeper, Reviver(keeper.store, tasks, meters))
+        self._find = keeper.find
+        self._route_session = self._sticky.route
         self._owners = Owners(self, keeper.store, tasks, meters)
         self._porter = porter
         self._forwarder = forwarder
@@ -136,7 +138,11 @@ class Gateway:
             self.streams += 1
             exchange.counts_as_stream = True
         if plan.aim is Aim.SESSION:
-            self._sticky.route(exchange)
+            exchange.key = key = exchange.admission.key
+            if key is None:
+                exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
+            else:
+                self._find(exchange, key, self._route_session)
         elif plan.era is Era.MODERN:
             self._owners.route(exchange)
         else:
@@ -146,7 +152,7 @@ class Gateway:
 
     def send_anywhere(self, exchange: Exchange) -> None:
         pool = exchange.pool
-        backend = pool.next(exchange.tried, exchange.affinity)
+        backend = pool.next(exchange.tried, affinity(exchange))
         if backend is None:
             exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
         else:
@@ -155,7 +161,9 @@ class Gateway:
     def send(self, exchange: Exchange, pool: Pool, backend: Backend, *, fresh: bool = False) -> None:
         admission, plan = exchange.admission, exchange.plan
         assert plan is not None
-        headers = self.forward(exchange)
+        headers = admission.forward
+        if headers is None:
+            headers = self.forward(exchange)
         record = exchange.record
         if plan.aim is Aim.ANY and admission.head.session_id is not None:
             # It named no session known here, so no backend may take it for one.
@@ -196,18 +204,11 @@ class Gateway:
             exchange.retreat()
             self.send_anywhere(exchange)
         else:
-            self._relay(exchange, plan, backend, status, headers, length)
+            self._relay(exchange, plan, status, headers, length)
 
     def _relay(
-        self,
-        exchange: Exchange,
-        plan: Plan,
-        backend: Backend,
-        status: int,
-        headers: Fields,
-        length: int | None,
+        self, exchange: Exchange, plan: Plan, status: int, headers: Fields, length: int | None
     ) -> None:
-        head, pool = exchange.admission.head, exchange.pool
         facts: Facts | None = headers.note
         if facts is None:
             headers.note = facts = read_facts(headers)
@@ -215,31 +216,43 @@ class Gateway:
             headers = facts.changed
         exchange.is_stream = facts.is_stream
         if plan.aim is Aim.NEW_SESSION and 200 <= status < 300:
-            pool.learn_sessions(facts.session_id is not None)
+            exchange.pool.learn_sessions(facts.session_id is not None)
             if facts.session_id is not None:
                 self._learn(exchange, facts.session_id, status, headers, length)
                 return
-        record = exchange.record
-        theirs = ours = head.session_id
-        if record is not None and record.upstream_id:
-            theirs = record.upstream_id
+        head, record = exchange.admission.head, exchange.record
+        theirs = head.session_id if record is None else record.upstream_id or head.session_id
         if (
-            status != 200
-            or facts.location is not None
-            or head.origin is not None
-            or facts.session_id != theirs
+            status == 200
+            and facts.session_id == theirs == head.session_id
+            and facts.location is head.origin is None
+            and not plan.ends_session
+            and exchange.pool.tap is None
         ):
-            adapted = self._adapt(exchange, status, headers, facts, theirs, ours)
+            exchange.relay(status, headers, length)
+        else:
+            self._relay_other(exchange, status, headers, length, facts, theirs)
+
+    def _relay_other(
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: Fields,
+        length: int | None,
+        facts: Facts,
+        theirs: bytes | None,
+    ) -> None:
+        """All that is not an ordinary answer. ``theirs``: how the backend calls the session."""
+        head, plan = exchange.admission.head, exchange.plan
+        assert plan is not None
+        if status == 200 and facts.location is head.origin is None and facts.session_id == theirs:
+            if theirs != head.session_id:
+                headers = facts.named(headers, head.session_id or b"")
+        else:
+            adapted = self._adapt(exchange, status, headers, facts, theirs, head.session_id)
             if adapted is None:
                 return
             headers = adapted
-        elif theirs != ours:
-            headers = facts.named(headers, ours or b"")
-        self._pass_on(exchange, plan, status, headers, length)
-
-    def _pass_on(
-        self, exchange: Exchange, plan: Plan, status: int, headers: Fields, length: int | None
-    ) -> None:
         if plan.aim is Aim.SESSION and (status == 404 or plan.ends_session):
             self._sticky.relay(exchange, plan, status, headers, length)
             return

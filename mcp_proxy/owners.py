@@ -18,6 +18,7 @@ from mcp_proxy.backends import Backend
 from mcp_proxy.errors import StoreError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.pools import Pool
+from mcp_proxy.routing import Era
 from mcp_proxy.sessions import SessionRecord, SessionStore
 from mcp_proxy.tap import Owned, Tap, asked, owner_key
 from mcp_proxy.tasks import Tasks
@@ -39,6 +40,14 @@ class Sender(Protocol):
     def send_anywhere(self, exchange: Exchange) -> None: ...
 
 
+def affinity(exchange: Exchange) -> bytes | None:
+    """Requests with the same value should reach the same backend; None: any will do."""
+    admission = exchange.admission
+    if exchange.plan is None or exchange.plan.era is not Era.MODERN:
+        return None
+    return exchange.pool.affinity.value(admission.principal, admission.client, admission.request.headers)
+
+
 class Owners:
     """Routes exchanges of the stateless era. Owners are kept in ``store``, beside sessions."""
 
@@ -51,9 +60,6 @@ class Owners:
     def route(self, exchange: Exchange) -> None:
         """Send the exchange to the backend that its caller or its body points to, now or later."""
         admission, pool, envelope = exchange.admission, exchange.pool, exchange.envelope
-        exchange.affinity = pool.affinity.value(
-            admission.principal, admission.client, admission.request.headers
-        )
         owned = asked(envelope, exchange.body) if pool.tap is not None and envelope is not None else ()
         if not owned:
             self._sender.send_anywhere(exchange)

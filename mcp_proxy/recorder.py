@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from mcp_proxy.clock import now
+from mcp_proxy.envelope import TASK_METHODS
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import plain_address
@@ -85,11 +86,13 @@ class Recorder:
         envelope = exchange.envelope
         backend = exchange.backend
         key = exchange.key
-        name = "" if envelope is None else envelope.name or ""
-        if name and envelope is not None and envelope.method.startswith("tasks/"):
-            # The id may be all that is needed to read or cancel the task.
-            name = self._digest(name.encode())
         # _value_: Enum's ``value`` is a property written in Python.
+        method = name = kind = ""
+        if envelope is not None:
+            method, name, kind = envelope.method, envelope.name or "", envelope.kind._value_
+            if name and method in TASK_METHODS:
+                # The id may be all that is needed to read or cancel the task.
+                name = self._digest(name.encode())
         return RequestRecord(
             wall_s + exchange.finished_s,
             admission.route,
@@ -97,9 +100,9 @@ class Recorder:
             "" if backend is None else backend.id,
             "" if plan is None else plan.era._value_,
             _METHODS.get(admission.request.method, "other"),
-            "" if envelope is None else envelope.method,
+            method,
             name,
-            "" if envelope is None else envelope.kind._value_,
+            kind,
             exchange.status,
             exchange.reason,
             "" if key is None else self._digest(key.session_id),

@@ -48,16 +48,9 @@ class SessionRouting:
         self._keeper = keeper
         self._reviver = reviver
 
-    def route(self, exchange: Exchange) -> None:
-        """Send the exchange to the owner of the session that it names, now or later."""
-        exchange.key = key = exchange.admission.key
-        if key is None:
-            exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
-        else:
-            self._keeper.find(exchange, key, self._route)
-
-    def _route(self, exchange: Exchange, record: SessionRecord | None) -> None:
-        """The answer to "no owner" is in one place."""
+    def route(self, exchange: Exchange, record: SessionRecord | None) -> None:
+        """Send the exchange to the owner of its session, which has been looked for. The answer to "no
+        owner" is in one place."""
         exchange.record = record
         pool = exchange.pool
         if record is None:
@@ -89,7 +82,7 @@ class SessionRouting:
             exchange.answer(204, [], b"")
         elif self._may_revive(exchange, record):
             exchange.doubts -= 1
-            self._reviver.revive(exchange, record, self._sender.forward(exchange), self._route)
+            self._reviver.revive(exchange, record, self._sender.forward(exchange), self.route)
         else:
             self._keeper.end(exchange.key)
             exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.BACKEND)
@@ -117,7 +110,7 @@ class SessionRouting:
         if record is not None and record.generation > known.generation and exchange.doubts > 0:
             exchange.doubts -= 1
             exchange.retreat()
-            self._route(exchange, record)
+            self.route(exchange, record)
         elif record is not None and self._may_revive(exchange, record):
             exchange.retreat()
             self._lost(exchange, record)
