@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 from mcp_proxy.config.values import Invalid, did_you_mean
 
@@ -83,10 +83,7 @@ def parse_url(text: str) -> RedisUrl:
         hint = did_you_mean(scheme, SCHEMES) if separator and len(scheme) < 20 else _EXAMPLE
         raise Invalid("the Redis URL has no scheme that is known here", hint)
     kind, tls = SCHEMES[scheme]
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise Invalid("the Redis URL cannot be read", _EXAMPLE) from None
+    parts = _split(text)
     if parts.fragment or "@" in parts.path or "@" in parts.query or any(c.isspace() for c in text):
         raise Invalid("the Redis URL holds characters that have no place there", _ENCODE)
     userinfo, _, hosts = parts.netloc.rpartition("@")
@@ -108,6 +105,16 @@ def parse_url(text: str) -> RedisUrl:
         db=db or path_db or 0,
         **common,  # type: ignore[arg-type]
     )
+
+
+def _split(text: str) -> SplitResult:
+    """RFC 3986 section 3 and no more: urlsplit refuses lists of hosts with IPv6 addresses, depending on
+    the version of Python."""
+    scheme, _, rest = text.partition("://")
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    netloc, slash, path = rest.partition("/")
+    return SplitResult(scheme, netloc, slash + path, query, fragment)
 
 
 def redacted(text: str) -> str:

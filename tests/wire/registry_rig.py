@@ -30,8 +30,9 @@ KEY = "planted-session-key-of-32-characters-or-more-7c1d"
 PASSWORD = "planted-redis-password-7c1d"
 PREFIX = "mcp-proxy:"
 
-SLACK = 2
-"""Descriptors that may differ: an admin connection that is just being closed, and the like."""
+SLACK = 2 + 16
+"""Descriptors that may differ: an admin connection that is just being closed, and the like; and those
+to Redis, of which a replica keeps as many as it has needed, but no more than sixteen."""
 
 
 class Server(McpServer):
