@@ -233,7 +233,9 @@ class Service:
         return self._metrics.snapshot()
 
     async def sessions_page(self, cursor: str, limit: int) -> Page:
-        return await settled(self.sessions.page(cursor, limit))
+        page = await settled(self.sessions.page(cursor, limit))
+        # Owners of tasks and request states are kept beside them.
+        return page._replace(sessions=[each for each in page.sessions if not each.record.kind])
 
     async def session(self, name: str) -> Listed | None:
         return await settled(self.sessions.show(name))

@@ -104,6 +104,7 @@ class Gatehouse:
         reinitializes: bool = False,
         identify: Identify = anonymous,
         pool: type[Pool] = Pool,
+        **of_pool: Any,
     ) -> None:
         self.journal = Journal()
         self.attempts: list[Attempt] = []
@@ -120,6 +121,7 @@ class Gatehouse:
             lost_after_s=lost_after_s,
             authorization=authorization,
             reinitializes=reinitializes,
+            **of_pool,
         )
         self.forwarder = Forwarder(())
         guard = OriginGuard(listen_host, external_url)
