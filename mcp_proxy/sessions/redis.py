@@ -146,17 +146,21 @@ class RedisServer:
             self._tasks.spawn(self._take(waiting))
             connection = await waiting
             demotions = self._demotions
-            is_clean = False
+            is_clean = is_lost = False
             try:
                 await _send(connection, commands)
                 answers = [await self._read(connection) for _ in commands]
                 is_clean = demotions == self._demotions
                 return answers
+            except exceptions.ConnectionError:
+                is_lost = True
+                raise
             finally:
                 if not is_clean:
                     await connection.disconnect(nowait=True)
                 await self._pool.release(connection)  # never waits: nobody holds the pool's lock for long
-                if demotions != self._demotions:
+                if is_lost or demotions != self._demotions:
+                    # What ended this connection has hardly spared the idle ones.
                     await self._pool.disconnect(inuse_connections=False)
 
     async def _take(self, waiting: asyncio.Future[AbstractConnection]) -> None:

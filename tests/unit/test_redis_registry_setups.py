@@ -10,7 +10,7 @@ import pytest
 
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import ENDED, SessionRecord
-from tests.tools.redis_server import RedisCluster, RedisServer, SentinelGroup
+from tests.tools.redis_server import RedisCluster, RedisServer, SentinelGroup, eventually
 from tests.tools.tls import Authority
 from tests.unit.redis_registry import MOVED, RECORD, Replica, fails, name, outcomes, replica, session
 
@@ -111,7 +111,9 @@ async def test_a_new_master_is_followed_by_operations_and_by_the_subscription(ho
     with SentinelGroup(sentinels=3, replicas=2) as group:
         async with replica(group.url) as one, replica(group.url) as other:
             await one.registry.create(A, RECORD)
-            group.master.command("WAIT", 2, 5000)
+            # WAIT would not do: it waits for what its own connection has written.
+            for follower in group.replicas:
+                eventually(partial(_has_caught_up, follower, group.master), "a replica has everything")
             (group.master.kill if how == "killed" else group.master.freeze)()
 
             await fails(one.registry.fetch(A))
@@ -283,13 +285,19 @@ async def test_a_cluster_that_comes_late_is_found() -> None:
             group.__exit__(None, None, None)
 
 
+def _has_caught_up(replica: RedisServer, master: RedisServer) -> bool:
+    offset = replica.info("replication").get("slave_repl_offset")
+    return offset == master.info("replication")["master_repl_offset"]
+
+
 async def test_a_node_that_was_replaced_by_its_replica_is_left(cluster: RedisCluster) -> None:
     with RedisServer("cluster-enabled yes", "cluster-node-timeout 1000") as spare:
         cluster.adopt(spare, of=cluster.nodes[0])
         async with replica(cluster.url) as one:
             names = [name(n) for n in range(60)]
             await outcomes(*(one.registry.create(of, SessionRecord(of)) for of in names))
-            cluster.nodes[0].command("WAIT", 1, 5000)
+            # WAIT would not do: it waits for what its own connection has written.
+            eventually(lambda: _has_caught_up(spare, cluster.nodes[0]), "the replica has everything")
             cluster.nodes[0].kill()
 
             for of in names:

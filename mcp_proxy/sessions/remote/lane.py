@@ -99,6 +99,8 @@ class Lane:
         self._queue: deque[_Operation] = deque()
         self._batches: dict[asyncio.Task[None], list[_Operation]] = {}
         self._flush_scheduled = False
+        self._answered = 0
+        """Batches."""
         self._prober: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -145,6 +147,7 @@ class Lane:
         except TimeoutError:
             self._failed(batch, "no answer in time")
         else:
+            self._answered += 1
             self.breaker.succeeded()
             self._reached()
             _distribute(batch, answers)
@@ -185,9 +188,11 @@ class Lane:
 
     async def _is_answered(self) -> bool:
         cause = ""
+        answered = self._answered
         for _ in range(PROBES):
             cause = await self._ping()
-            if not cause:
+            if not cause or self._answered != answered:
+                cause = ""  # it has answered somebody else meanwhile
                 break
         has_turned = self.breaker.probed(not cause, now())
         if cause:
