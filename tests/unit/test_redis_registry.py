@@ -295,7 +295,7 @@ async def test_operations_of_one_tick_travel_in_one_piece(redis: RedisServer) ->
         assert found == [SessionRecord(f"backend-{n}") for n in range(100)]
         # One for the batch, one for asking, and the subscription may ask whether it lives.
         assert int(redis.info("stats")["total_reads_processed"]) - reads <= 4
-        assert redis.clients("cmd=get") <= 1
+        assert redis.clients("cmd=get") <= 2
 
 
 async def test_thousands_of_operations_at_once_need_few_connections(redis: RedisServer) -> None:
