@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
@@ -135,6 +136,7 @@ class RedisServer:
     def __init__(self, pool: ConnectionPool, tasks: Tasks, sentinel: Sentinel | None = None) -> None:
         self._pool = pool
         self._tasks = tasks
+        self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._sentinel = sentinel
         self._demotions = 0
         """How often it turned out to be a master no more. All older connections are closed then:
@@ -143,8 +145,14 @@ class RedisServer:
     async def exchange(self, commands: Sequence[Command]) -> list[Answer]:
         with _mapped():
             waiting: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
-            self._tasks.spawn(self._take(waiting))
-            connection = await waiting
+            self._waiting.append(waiting)
+            self._tasks.spawn(self._open())
+            try:
+                connection = await waiting
+            except asyncio.CancelledError:
+                if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                    await self._give(waiting.result())  # it came in the same moment
+                raise
             demotions = self._demotions
             is_clean = is_lost = False
             try:
@@ -158,14 +166,15 @@ class RedisServer:
             finally:
                 if not is_clean:
                     await connection.disconnect(nowait=True)
-                await self._pool.release(connection)  # never waits: nobody holds the pool's lock for long
+                await self._give(connection)
                 if is_lost or demotions != self._demotions:
                     # What ended this connection has hardly spared the idle ones.
                     await self._pool.disconnect(inuse_connections=False)
 
-    async def _take(self, waiting: asyncio.Future[AbstractConnection]) -> None:
-        """Find or open a connection. Opening takes three round trips, which may be more than whoever
-        waits has time for; then the connection serves the next one."""
+    async def _open(self) -> None:
+        """Find or open a connection for whoever waits. Opening takes three round trips, which may be more
+        than there is time for; then another that has become free has served by then, and this one
+        serves the next."""
         try:
             async with asyncio.timeout(OPEN_S):
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -173,13 +182,27 @@ class RedisServer:
                     await connection.disconnect(nowait=True)
                     await connection.connect()
         except (exceptions.RedisError, OSError) as error:
-            if not waiting.done():
+            waiting = self._first()
+            if waiting is not None:
                 waiting.set_exception(error)
-            return
-        if waiting.done():
-            await self._pool.release(connection)
+        else:
+            await self._give(connection)
+
+    async def _give(self, connection: AbstractConnection) -> None:
+        """To whoever waits, or back."""
+        waiting = self._first() if not _is_dead(connection) else None
+        if waiting is None:
+            await self._pool.release(connection)  # never waits: nobody holds the pool's lock for long
         else:
             waiting.set_result(connection)
+
+    def _first(self) -> asyncio.Future[AbstractConnection] | None:
+        """Who has waited for longest and still does."""
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                return waiting
+        return None
 
     async def _read(self, connection: AbstractConnection) -> Answer:
         try:

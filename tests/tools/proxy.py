@@ -77,7 +77,10 @@ class ProxyProcess:
 
     def access_lines(self) -> list[dict[str, Any]]:
         """The access log so far, one record per exchange that has ended."""
-        return [json.loads(line) for line in self._out.read_text().splitlines() if line.startswith("{")]
+        whole = self._out.read_text().rpartition("\n")[
+            0
+        ]  # the last line may be in the middle of being written
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def traceback(self, start: int = 0) -> str:
         """The first unhandled error in the log behind its first ``start`` bytes, ``""`` if none."""

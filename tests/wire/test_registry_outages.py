@@ -4,6 +4,7 @@ and never 404, and nothing is lost when it comes back."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -168,9 +169,11 @@ async def test_a_session_that_cannot_be_written_down_is_refused_and_ended(
             await forgotten(site, held)
     finally:
         recover(site, outage)
+    began_s = time.perf_counter()
     await site.settled()
     session = await site.open(1)
     await site.works(0, session)
+    print(f"{site.store} after {outage.__name__}: works again {time.perf_counter() - began_s:.2f} s later")
 
 
 async def test_a_full_registry_keeps_what_it_has(site: Replicas) -> None:
