@@ -6,6 +6,7 @@ loop; the process around it is in ``process.py``.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import sys
@@ -44,6 +45,9 @@ STREAMS_SHARE = 0.75
 """Of the connections that the file limit allows, so many may be streams; the rest is left to
 calls, which must work while streams are refused."""
 
+
+LOOKS, LOOK_S = 100, 0.01
+"""For a second the start waits for the registry to answer for the first time."""
 
 CACHE_SHARE = 3
 """A replica asks about a session in use at least so often within its time to live."""
@@ -114,6 +118,12 @@ class Service:
     async def start(self) -> None:
         self._ticker.start()
         self.sessions.start()
+        # Clients that know sessions from other replicas may come at once. If there is no registry the
+        # proxy serves all the same.
+        for _ in range(LOOKS):
+            if self.sessions.health()[0]:
+                break
+            await asyncio.sleep(LOOK_S)
 
     async def aclose(self) -> None:
         await self.gateway.aclose()

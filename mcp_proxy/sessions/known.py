@@ -151,8 +151,9 @@ class KnownSessions:
 
     def may_have_expired(self, entry: Known, at_s: float) -> bool:
         """The registry may have let it expire: nobody has used it here for as long as it lives. Whoever
-        uses a session keeps it alive, so in any other case it was lost."""
-        return not entry.was_used or entry.seen_s + self._ttl_s <= at_s
+        uses a session keeps it alive, so in any other case it was lost. The registry's clock is a little
+        ahead of this one; what it is kept for longer than it needs to be is more than that."""
+        return not entry.was_used or entry.seen_s + self._ttl_s - self._fresh_s <= at_s
 
     def forget_freshness(self, at_s: float) -> list[Known]:
         """Changes may have been missed: believe nothing. Returns those that may be in use, whose last
