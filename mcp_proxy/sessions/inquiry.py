@@ -141,10 +141,9 @@ class Inquiry:
         if stored is ENDED or (stored is not None and stored.generation >= record.generation):
             return stored, False
         if stored is None:
-            if self.is_self_evident(entry.key, record):
-                if not record.initialize:
-                    return None, False
-            elif self._known.may_have_expired(entry, self._clock()):
+            if self.is_self_evident(entry.key, record) and not record.initialize:
+                return None, False
+            if self._known.may_have_expired(entry, self._clock()):
                 return None, False
         if await self._registry.replace(entry.name, stored, record):
             return record, True
