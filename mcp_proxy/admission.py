@@ -38,6 +38,10 @@ class Admitted(msgspec.Struct):
     forward: Fields | None = None
     """What the backend gets, once it has been built."""
     renamed: tuple[bytes, Fields] | None = None
+    porter: Porter | None = None
+    """Who has judged; another one, after a reload, judges anew."""
+    latest: Admitted | None = None
+    """What another one has said."""
 
     def forward_as(self, session_id: bytes) -> Fields:
         """What the backend gets that calls the session so; ``forward`` has been built."""
@@ -93,7 +97,17 @@ class Porter:
             key = SessionKey(route[0], head.session_id)
         principal = self._identify(request)
         digest = "" if principal is None else principal.digest
-        return Admitted(request, head, route[0], route[1], mark + query, client, key, digest)
+        return Admitted(request, head, route[0], route[1], mark + query, client, key, digest, porter=self)
+
+    def again(self, admitted: Admitted) -> Admitted | Rejection:
+        """What another porter has admitted, before a reload. Doors remember what they were told."""
+        latest = admitted.latest
+        if latest is None or latest.porter is not self:
+            judged = self.admit(admitted.request)
+            if isinstance(judged, Rejection):
+                return judged
+            admitted.latest = latest = judged
+        return latest
 
     def route(self, request: Request) -> str:
         """Path of the route that the request names, ``""`` if there is none."""

@@ -7,39 +7,37 @@ loop; the process around it is in ``process.py``.
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 import sys
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from mcp_proxy import __version__, clock
-from mcp_proxy.admin import BackendStatus, Check, PoolStatus, Status
 from mcp_proxy.admission import Porter
-from mcp_proxy.affinity import Affinity
-from mcp_proxy.backends import Backend, Balance
-from mcp_proxy.backends.balance import LeastSessions, RoundRobin
 from mcp_proxy.clock import Ticker
-from mcp_proxy.config import Config, PoolConfig
+from mcp_proxy.config import Config, Limits
+from mcp_proxy.config.changes import compare
 from mcp_proxy.downstream.asgi import AsgiDoor
-from mcp_proxy.downstream.settings import DoorSettings, connections_for, current_fd_limit
-from mcp_proxy.errors import StartupError
+from mcp_proxy.downstream.settings import DoorLimits, DoorSettings, connections_for, current_fd_limit
+from mcp_proxy.fleet import Fleet
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
 from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.policy import Identify, anonymous
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
+from mcp_proxy.quotas import Bounds, Quotas
 from mcp_proxy.recorder import BATCH, Recorder
-from mcp_proxy.sessions import Listed, Page, SessionStore, Watcher, settled
+from mcp_proxy.sessions import SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Sink
 from mcp_proxy.telemetry.access_log import AccessLog
 from mcp_proxy.telemetry.metrics import Metrics
-from mcp_proxy.telemetry.snapshot import GaugeSnapshot, Snapshot
-from mcp_proxy.upstream import Transport
-from mcp_proxy.upstream.http11 import Http11Transport
+from mcp_proxy.telemetry.recent import Ring
+from mcp_proxy.telemetry.snapshot import GaugeSnapshot
+from mcp_proxy.upstream.berths import Berths
 from mcp_proxy.watch import SessionWatch
+
+if TYPE_CHECKING:
+    from mcp_proxy.sessions.signed import Seal
 
 STREAMS_SHARE = 0.75
 """Of the connections that the file limit allows, so many may be streams; the rest is left to
@@ -47,220 +45,115 @@ calls, which must work while streams are refused."""
 
 
 LOOKS, LOOK_S = 100, 0.01
-"""For a second the start waits for the registry to answer for the first time."""
+"""For a second the start waits for the registry and for discovery to answer for the first time."""
 
 CACHE_SHARE = 3
 """A replica asks about a session in use at least so often within its time to live."""
 
 
 class Service:
-    """One running proxy. Implements AdminView.
+    """One running proxy. What an operator sees of it is in ``view.py``.
 
     ``start`` needs a running event loop and is idempotent; ``aclose`` ends all traffic.
     """
 
-    def __init__(self, config: Config, identify: Identify = anonymous) -> None:
+    def __init__(self, config: Config, identify: Identify = anonymous, digest_key: bytes = b"") -> None:
         """Raises StartupError for certificates or log files that cannot be used.
 
-        ``identify``: who a request is made for, while the configuration cannot say it."""
+        ``identify``: who a request is made for, while the configuration cannot say it. ``digest_key``: as
+        for ``Recorder``."""
         self.config = config
+        self._identify = identify
         self.is_draining = False
-        self._started_s = clock.now()
         self._tasks = Tasks()
         self._ticker = Ticker()
-        self._metrics = Metrics(self._gauges)
+        self.metrics = Metrics(self._gauges)
         self.access_log = _access_log(config)
-        sinks: list[Sink] = [self._metrics]
+        self.recent = Ring()
+        self._ticker.add(self.recent.sweep)
+        sinks: list[Sink] = [self.metrics, self.recent]
         if self.access_log is not None:
             sinks.append(self.access_log)
-        self._recorder = Recorder(sinks, batch=BATCH)
+        self.recorder = Recorder(sinks, batch=BATCH, key=digest_key)
         self._ticker.add(self._flush)
         connections = connections_for(current_fd_limit())
-        forwarder = Forwarder(config.trusted_proxies)
-        guard = OriginGuard(config.listen.host, config.external_url)
-        routes = {route.path.encode("ascii"): route.pool for route in config.routes}
-        self.pools = {name: self._pool(name, pool) for name, pool in config.pools.items()}
-        self._by_route = {route.path: self.pools[route.pool] for route in config.routes}
-        watch = SessionWatch(self._by_route)
-        self.sessions = _session_store(config, self._tasks, watch)
+        self._by_route: dict[str, Pool] = {}
+        self._watch = SessionWatch(self._by_route)
+        self._seal: Seal | None = None
+        self.sessions = self._session_store(config)
         self._ticker.add(self.sessions.sweep)
+        self.fleet = Fleet(
+            self._tasks,
+            berths=Berths(connections),
+            on_change=self._pool_changed,
+            on_overdue=lambda backend: self.gateway.let_go(backend),
+            on_ejected=lambda pool: self.metrics.ejected(pool.name),
+        )
+        self.fleet.prepare(config.pools, {})()
+        self.pools = self.fleet.pools
+        self._ticker.add(self.fleet.sweep)
+        self.connections_limit = connections
+        quotas = Quotas(**self._quotas(config.limits))
+        self._ticker.add(quotas.sweep)
+        forwarder = Forwarder(config.trusted_proxies)
         self.gateway = Gateway(
-            porter=Porter(routes, guard, forwarder, identify),
+            porter=self._porter(config, forwarder),
             forwarder=forwarder,
             pools=self.pools,
-            keeper=SessionKeeper(self.sessions, self._tasks, self._metrics, ttl_s=config.sessions.ttl),
-            watch=watch,
+            keeper=SessionKeeper(self.sessions, self._tasks, self.metrics, ttl_s=config.sessions.ttl),
+            watch=self._watch,
             tasks=self._tasks,
-            recorder=self._recorder,
-            meters=self._metrics,
+            recorder=self.recorder,
+            meters=self.metrics,
             body_limit=config.limits.body,
             json_hold=config.limits.json_hold,
-            streams_limit=min(config.limits.streams, int(connections * STREAMS_SHARE)),
+            quotas=quotas,
         )
+        self._lead(config)
         self._ticker.add(self.gateway.sweep)
-        self._settings = DoorSettings(
-            self.gateway,
-            head_limit=config.limits.head,
-            fields_limit=config.limits.header_fields,
-            head_timeout_s=config.limits.head_timeout,
-            connections_limit=connections,
-        )
+        self._settings = DoorSettings(self.gateway, _door_limits(config), connections_limit=connections)
         self._ticker.add(self._settings.sweep)
         self.door = AsgiDoor(self.gateway, on_startup=self.start, on_shutdown=self.aclose)
         self.door.http11 = self._settings
 
     def _flush(self, at_s: float) -> None:
         """Records to their sinks, access lines to their file."""
-        self._recorder.flush()
+        self.recorder.flush()
         if self.access_log is not None:
             self.access_log.tick(at_s)
 
     async def start(self) -> None:
         self._ticker.start()
+        self.fleet.start()
         self.sessions.start()
-        # Clients that know sessions from other replicas may come at once. If there is no registry the
-        # proxy serves all the same.
+        # Clients that know sessions from other replicas may come at once. If there is no registry, or nobody
+        # who names backends, the proxy serves all the same, as well as it can.
         for _ in range(LOOKS):
-            if self.sessions.health()[0]:
+            if self.sessions.health()[0] and self.fleet.is_complete:
                 break
             await asyncio.sleep(LOOK_S)
 
     async def aclose(self) -> None:
         await self.gateway.aclose()
+        await self.fleet.aclose()
+        await self.sessions.aclose()
         self._ticker.stop()
-        self._recorder.flush()
+        self.recorder.flush()
         if self.access_log is not None:
             self.access_log.close()
 
     def drain(self) -> None:
-        """Not ready any more; the doors are being closed."""
-        self.is_draining = True
+        """Not ready any more, and connections close behind their answers. Idempotent."""
+        self.is_draining = self._settings.is_draining = True
+
+    def led_to(self, route: str) -> Pool | None:
+        """The pool behind a path."""
+        return self._by_route.get(route)
 
     def reopen_logs(self) -> None:
-        self._recorder.flush()
+        self.recorder.flush()
         if self.access_log is not None:
             self.access_log.reopen()
-
-    # --- building --------------------------------------------------------------------
-
-    def _pool(self, name: str, config: PoolConfig) -> Pool:
-        backends: list[Backend] = []
-        transports: dict[str, Transport] = {}
-        context = _ssl_context(config)
-        for entry in config.backends:
-            backend = _backend(entry.url, entry.weight)
-            backends.append(backend)
-            transports[backend.id] = self._transport(backend, config, context)
-        balance: Balance = LeastSessions() if config.balance == "least_sessions" else RoundRobin()
-        secret = config.credentials.authorization
-        return Pool(
-            name,
-            backends,
-            transports,
-            balance,
-            lost_after_s=config.lost_after,
-            reinitializes=config.on_backend_loss == "reinitialize",
-            affinity=Affinity(config.affinity.key),
-            tap=config.affinity.tap,
-            authorization=None if secret is None else secret.value.encode("latin-1"),
-        )
-
-    def _transport(self, backend: Backend, config: PoolConfig, context: ssl.SSLContext) -> Transport:
-        timeouts = config.timeouts
-        ssl_context = context if backend.tls else None
-        transport: Transport
-        if config.transport == "http11":
-            transport = Http11Transport(
-                backend.host,
-                backend.port,
-                tasks=self._tasks,
-                ssl_context=ssl_context,
-                connect_timeout_s=timeouts.connect,
-                head_timeout_s=timeouts.response_head,
-                idle_timeout_s=timeouts.idle,
-            )
-        else:
-            from mcp_proxy.upstream.httpx import HttpxTransport  # 0.1 s that others need not pay
-
-            transport = HttpxTransport(
-                origin=backend.origin,
-                tasks=self._tasks,
-                ssl_context=ssl_context,
-                connect_timeout_s=timeouts.connect,
-                head_timeout_s=timeouts.response_head,
-                idle_timeout_s=timeouts.idle,
-                http2=config.http2,
-                proxy=config.proxy,
-            )
-        self._ticker.add(transport.sweep)
-        return transport
-
-    # --- AdminView -------------------------------------------------------------------
-
-    def alive(self) -> bool:
-        return True
-
-    def ready(self) -> list[Check]:
-        checks = [Check("drain", not self.is_draining, "draining" if self.is_draining else "serving")]
-        is_well, what = self.sessions.health()
-        # Never a reason to be taken out of rotation: every replica would be, and what works without
-        # the registry (known sessions, the stateless era) would stop as well.
-        checks.append(Check("sessions", True, what if is_well else f"degraded: {what}"))
-        for name, pool in self.pools.items():
-            up = sum(backend.unreachable_since_s is None for backend in pool.backends)
-            # A pool without a reachable backend does not take the proxy out of rotation: its
-            # other pools work, and the next replica would see the same.
-            checks.append(Check(f"pool {name}", True, f"{up} of {len(pool.backends)} backends up"))
-        return checks
-
-    def status(self) -> Status:
-        limits = self.config.limits
-        self._recorder.flush()
-        return Status(
-            version=__version__,
-            uptime_s=round(clock.now() - self._started_s, 3),
-            pid=os.getpid(),
-            listen=str(self.config.listen),
-            pools={
-                name: PoolStatus([_backend_status(backend) for backend in pool.backends])
-                for name, pool in self.pools.items()
-            },
-            limits={
-                **limits.model_dump(),
-                "streams": self.gateway.streams_limit,
-                "connections": self._settings.connections_limit,
-            },
-            counters=self._metrics.totals(),
-        )
-
-    def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
-        self._recorder.flush()
-        return self._metrics.render(accept) if self.config.telemetry.metrics else None
-
-    def snapshot(self) -> Snapshot:
-        """For the sum over several processes."""
-        self._recorder.flush()
-        return self._metrics.snapshot()
-
-    async def sessions_page(self, cursor: str, limit: int) -> Page:
-        page = await settled(self.sessions.page(cursor, limit))
-        # Owners of tasks and request states are kept beside them.
-        return page._replace(sessions=[each for each in page.sessions if not each.record.kind])
-
-    async def session(self, name: str) -> Listed | None:
-        return await settled(self.sessions.show(name))
-
-    async def end_session(self, name: str) -> bool:
-        return await settled(self.sessions.end(name))
-
-    async def restore_sessions(self, sessions: list[Listed]) -> int:
-        return await settled(self.sessions.restore(sessions))
-
-    def pool_of(self, session: Listed) -> str:
-        pool = self._by_route.get(session.route)
-        if pool is None:
-            pool = next((pool for pool in self.pools.values() if pool.find(session.record.backend)), None)
-        return "" if pool is None else pool.name
 
     def _sessions_by_pool(self) -> dict[str, int]:
         counts = dict.fromkeys(self.pools, 0)
@@ -274,45 +167,98 @@ class Service:
             open_streams={name: pool.streams for name, pool in self.pools.items()},
             sessions=self._sessions_by_pool(),
             backends=[
-                (name, backend.id, backend.unreachable_since_s is None)
+                (name, backend.id, backend.is_up)
                 for name, pool in self.pools.items()
                 for backend in pool.backends
             ],
             log_lines_dropped=0 if self.access_log is None else self.access_log.dropped,
         )
 
+    # --- configuration -----------------------------------------------------------------
 
-def _session_store(config: Config, tasks: Tasks, watcher: Watcher) -> SessionStore:
-    sessions = config.sessions
-    if sessions.store == "memory":
-        return MemoryStore(sessions.ttl, watcher)
-    from mcp_proxy.sessions.shared import SharedStore
+    def reload(self, config: Config) -> None:
+        """Put another configuration in force. It may differ in what ``config.changes`` allows; what has not
+        changed is not touched. Raises StartupError for what cannot be used; then nothing has changed."""
+        changes = compare(self.config, config)
+        apply = self.fleet.prepare(config.pools, changes.changed)
+        forwarder = Forwarder(config.trusted_proxies)
+        porter = self._porter(config, forwarder)
+        apply()
+        self._lead(config)
+        self.gateway.reconfigure(porter, forwarder, config.limits.body, config.limits.json_hold)
+        self.gateway.quotas.limit(**self._quotas(config.limits))
+        self._settings.follow(_door_limits(config))
+        self.config = config
 
-    # Whoever uses a session begins its time to live anew within ``cache_ttl``; with so much to spare
-    # a session cannot expire between its last use here and that moment.
-    cache_ttl_s = min(sessions.cache_ttl, sessions.ttl / CACHE_SHARE)
-    ttl_s = sessions.ttl + cache_ttl_s
-    registry = seal = None
-    if sessions.url is not None:
-        from mcp_proxy.sessions.redis import RedisRegistry
-
-        registry = RedisRegistry(sessions.url, ttl_s=ttl_s, tasks=tasks)
-    if sessions.store == "signed":
-        from mcp_proxy.sessions.signed import Seal
-
-        backends = {
-            route.path: [_backend(entry.url, 1).id for entry in config.pools[route.pool].backends]
-            for route in config.routes
+    def _quotas(self, limits: Limits) -> dict[str, Any]:
+        client, principal = limits.per_client, limits.per_principal
+        return {
+            "streams": min(limits.streams, int(self.connections_limit * STREAMS_SHARE)),
+            "requests": limits.requests,
+            "per_client": Bounds(client.streams, client.requests),
+            "per_principal": Bounds(principal.streams, principal.requests),
+            "memory": limits.memory,
         }
-        seal = Seal([key.value for key in sessions.keys], backends)
-    return SharedStore(
-        sessions.store,
-        ttl_s=ttl_s,
-        cache_ttl_s=cache_ttl_s,
-        tasks=tasks,
-        watcher=watcher,
-        registry=registry,
-        seal=seal,
+
+    def _porter(self, config: Config, forwarder: Forwarder) -> Porter:
+        guard = OriginGuard(config.listen.host, config.external_url)
+        routes = {route.path.encode("ascii"): route.pool for route in config.routes}
+        return Porter(routes, guard, forwarder, self._identify)
+
+    def _lead(self, config: Config) -> None:
+        """Routes to their pools."""
+        self._by_route.clear()
+        self._by_route.update({route.path: self.pools[route.pool] for route in config.routes})
+        for pool in self.pools.values():
+            self._pool_changed(pool)
+
+    def _pool_changed(self, pool: Pool) -> None:
+        self._watch.recount(pool)
+        if self._seal is not None:
+            ids = [backend.id for backend in pool.backends]
+            for route, led in self._by_route.items():
+                if led is pool:
+                    self._seal.know(route, ids)
+
+    def _session_store(self, config: Config) -> SessionStore:
+        sessions = config.sessions
+        if sessions.store == "memory":
+            return MemoryStore(sessions.ttl, self._watch)
+        from mcp_proxy.sessions.shared import SharedStore
+
+        # Whoever uses a session begins its time to live anew within ``cache_ttl``; with so much to spare
+        # a session cannot expire between its last use here and that moment.
+        cache_ttl_s = min(sessions.cache_ttl, sessions.ttl / CACHE_SHARE)
+        ttl_s = sessions.ttl + cache_ttl_s
+        registry = None
+        if sessions.url is not None:
+            from mcp_proxy.sessions.redis import RedisRegistry
+
+            registry = RedisRegistry(sessions.url, ttl_s=ttl_s, tasks=self._tasks)
+        if sessions.store == "signed":
+            from mcp_proxy.sessions.signed import Seal
+
+            self._seal = Seal([key.value for key in sessions.keys])
+        return SharedStore(
+            sessions.store,
+            ttl_s=ttl_s,
+            cache_ttl_s=cache_ttl_s,
+            tasks=self._tasks,
+            watcher=self._watch,
+            registry=registry,
+            seal=self._seal,
+        )
+
+
+def _door_limits(config: Config) -> DoorLimits:
+    limits = config.limits
+    return DoorLimits(
+        head=limits.head,
+        fields=limits.header_fields,
+        head_timeout_s=limits.head_timeout,
+        client_connections=limits.per_client.connections,
+        trusted_proxies=config.trusted_proxies,
+        drain_s=limits.drain,
     )
 
 
@@ -321,33 +267,3 @@ def _access_log(config: Config) -> AccessLog | None:
     if telemetry.access_log == "off":
         return None
     return AccessLog(telemetry.access_log_file or sys.stdout.fileno())
-
-
-def _backend(url: str, weight: int) -> Backend:
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    return Backend(parts.hostname, port, (parts.path or "/").encode("ascii"), tls=tls, weight=weight)
-
-
-def _ssl_context(config: PoolConfig) -> ssl.SSLContext:
-    """For backends with https: the system's authorities unless the pool names its own."""
-    tls = config.tls
-    try:
-        context = ssl.create_default_context(cafile=None if tls is None else tls.ca)
-        if tls is not None and tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:
-        raise StartupError(f"cannot use the certificates of a pool: {error}") from error
-    return context
-
-
-def _backend_status(backend: Backend) -> BackendStatus:
-    return BackendStatus(
-        id=backend.id,
-        up=backend.unreachable_since_s is None,
-        sessions=backend.sessions,
-        inflight=backend.inflight,
-        streams=backend.streams,
-    )

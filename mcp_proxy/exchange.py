@@ -19,9 +19,10 @@ from typing import Final, Protocol
 
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import now
+from mcp_proxy.clock import Deadlines, now
 from mcp_proxy.envelope import Envelope, Kind
 from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.eventstream import BEGINNING, TRAIL_BYTES, is_between_events, rest_of_event, trail
 from mcp_proxy.policy.origin import cors_headers
 from mcp_proxy.pools import Pool
 from mcp_proxy.replies import render
@@ -73,6 +74,10 @@ _PHASES: Final = {
 DOUBTS_LIMIT: Final = 2
 """A session may have moved while a request of it was on its way; nobody moves twice in a moment."""
 
+EVENT_REST_S: Final = 5.0
+"""How long a stream that is to end waits for its head, or for the rest of an event: what was on its way
+comes at once. A lost event is lost for good, unless its server resumes streams."""
+
 _NONE: Final[Headers] = []
 """Never filled; spares every exchange a list."""
 
@@ -85,6 +90,8 @@ class Director(Protocol):
     """The gateway, as its exchanges see it."""
 
     json_hold: int
+    parting_due: Deadlines[Exchange]
+    """Calls ``part_now`` of streams that are to end, after ``EVENT_REST_S``."""
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None:
         """Decide about a response head: relay it, store its session first, or go elsewhere."""
@@ -109,11 +116,11 @@ class Exchange:
     """Implements Conversation for its door and Receiver for its transport."""
 
     __slots__ = (
-        "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_length", "_occupies",
-        "_paused", "_reply", "_whole", "admission", "attempts", "backend", "body", "bytes_in",
-        "bytes_out", "counts_as_stream", "doubts", "envelope", "fault", "finished_s", "head_s", "headers",
-        "is_stream", "key", "pending", "phase", "pin_retries", "plan", "pool", "reason", "record", "sent_s",
-        "started_s", "state", "status", "streams_from", "tap", "tried",
+        "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_last", "_length",
+        "_occupies", "_parting", "_paused", "_reply", "_whole", "admission", "attempts", "backend", "body",
+        "bytes_in", "bytes_out", "doubts", "envelope", "fault", "finished_s", "head_s", "headers",
+        "is_counted", "is_stream", "key", "opens_session", "pending", "phase", "pin_retries", "plan", "pool",
+        "reason", "record", "sent_s", "started_s", "state", "status", "streams_from", "tap", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -134,12 +141,14 @@ class Exchange:
         """Of the session that the request belongs to, once it has been found."""
         self.doubts = DOUBTS_LIMIT
         """Times that the owner of the session may still be asked for again."""
-        self.counts_as_stream = False
-        """Holds one of ``limits.streams``."""
+        self.is_counted = False
+        """The quotas have let it in."""
         # attempts
         self._call: Call | None = None
         self._paused = False
         self._occupies = False
+        self.opens_session = False
+        """Counts as one of its backend's ``opening``."""
         self.pending: asyncio.Task[None] | asyncio.TimerHandle | None = None
         """What the exchange waits for while it is ROUTING or STORING; cancelled at the end."""
         self.backend: Backend | None = None
@@ -153,14 +162,18 @@ class Exchange:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._ended = False
-        self._ends_early = False
-        """The session was over before the head of its stream came."""
+        self._ends_early: Fault | None = None
+        """Set when a stream is to end before its head has come; why it is."""
         self._whole: bytes | None = None
         """The body, when the response came in one piece."""
         self.tap: Tap | None = None
         """Looks at the answer, if that is wanted."""
         self.is_stream = False
         """The answer is ``text/event-stream``."""
+        self._last: bytes | None = None
+        """The last bytes of a listening stream: where it stands when it is to end."""
+        self._parting: Fault | None = None
+        """Set once a listening stream ends behind the event in whose middle it is; why it does."""
         self.streams_from: Backend | None = None
         """Set while the stream is open and counted."""
         self.reason = ""
@@ -208,7 +221,9 @@ class Exchange:
         """The attempt came to nothing; another may follow."""
         self._drop_call()
         self._whole = None
-        self._ended = self._ends_early = False
+        self._ended = False
+        if self._ends_early is Fault.BACKEND:
+            self._ends_early = None
         self._held, self._held_bytes = [], 0
         self._move(State.ROUTING)
         self._leave_backend()
@@ -307,20 +322,40 @@ class Exchange:
     def drain(self) -> None:
         if self.plan is None or not self.plan.listens or self.state is State.HOLDING:
             return
-        self.expire()
+        if self.state is State.RELAYING:
+            self._part(Fault.DRAIN)
+        elif self.state is not State.WAITING:
+            self.expire()
+        elif self._ends_early is not Fault.DRAIN:
+            # A client whose stream ends comes again; refused, it counts a failure.
+            self._ends_early = Fault.DRAIN
+            self._director.parting_due.arm(self)
 
     def end_listening_soon(self) -> None:
         """The session is over, or lives at another backend now: end its stream cleanly, so that the
         client comes back and learns of it. Not at once: whoever says so is in the middle of something."""
         if self.state is State.RELAYING:
-            asyncio.get_running_loop().call_soon(self._end_listening)
+            asyncio.get_running_loop().call_soon(self._part, Fault.BACKEND)
         elif self.state is not State.ROUTING:  # then it will be sent to where the session is
-            self._ends_early = True
+            self._ends_early = Fault.BACKEND
 
-    def _end_listening(self) -> None:
-        if self.state is State.RELAYING:
+    def _part(self, fault: Fault) -> None:
+        """End a stream behind the event in whose middle it is, if it is; else now."""
+        if self.state is not State.RELAYING or self._parting is not None:
+            return
+        self._parting = fault
+        if self._last is None or is_between_events(self._last):
+            self.part_now()
+        else:
+            self._director.parting_due.arm(self)
+
+    def part_now(self) -> None:
+        """What a stream that is to end waited for has come, or took too long."""
+        if self.state is State.RELAYING and self._parting is not None:
             self._drop_call()
-            self._break_off(Fault.BACKEND)
+            self._break_off(self._parting)
+        elif self._ends_early is not None:
+            self.expire()
 
     def expire(self) -> None:
         """The time for draining is over: end whatever is left."""
@@ -351,7 +386,14 @@ class Exchange:
         if self.state is State.RELAYING:
             if self.tap is not None and self.is_stream and (owned := self.tap.feed(chunk)):
                 self._director.on_owned(self, owned)
-            self.bytes_out += len(chunk)
+            size = len(chunk)
+            last = self._last
+            if last is not None:
+                self._last = chunk[-TRAIL_BYTES:] if size >= TRAIL_BYTES else trail(last, chunk)
+                if self._parting is not None:
+                    self._relay_rest(last, chunk)
+                    return
+            self.bytes_out += size
             self._reply.write(chunk)
             return
         if self.state is not State.HOLDING and self.state is not State.STORING:
@@ -362,6 +404,16 @@ class Exchange:
             held, self._held, self._held_bytes = self._held, [], 0
             self._start()
             self.on_body(b"".join(held))
+
+    def _relay_rest(self, last: bytes, chunk: bytes) -> None:
+        """The stream ends with this event; nothing of the next one is relayed."""
+        end = rest_of_event(last, chunk)
+        rest = chunk if end is None else chunk[:end]
+        if rest:
+            self.bytes_out += len(rest)
+            self._reply.write(rest)
+        if end is not None:
+            self.part_now()
 
     def on_end(self) -> None:
         self._call = None
@@ -411,9 +463,11 @@ class Exchange:
         self._move(State.RELAYING)
         if self.is_stream:
             self._director.on_stream(self)
+            if self.plan is not None and self.plan.listens and self._length is None:
+                self._last = BEGINNING
         self._reply.start(self.status, self.headers, self._length)
-        if self._ends_early:
-            asyncio.get_running_loop().call_soon(self._end_listening)
+        if self._ends_early is not None:
+            asyncio.get_running_loop().call_soon(self._part, self._ends_early)
         # A stream may stay for hours: keep nothing that only the way to here needed.
         self.body = b""
         self.headers = _NONE
@@ -428,6 +482,10 @@ class Exchange:
         if self._occupies and self.backend is not None:
             self._occupies = False
             self.backend.inflight -= 1
+            if self.opens_session:
+                self.opens_session = False
+                self.backend.opening -= 1
+                self.pool.recount(self.backend)
 
     def _break_off(self, fault: Fault) -> None:
         """End a body that will never be whole."""
@@ -444,6 +502,8 @@ class Exchange:
         """Nothing may reach the door any more but the last call."""
         self._move(State.DONE)
         self._leave_backend()
+        if self._last is not None or self._ends_early is not None:
+            self._director.parting_due.disarm(self)
         if self.pending is not None:
             self.pending.cancel()
             self.pending = None

@@ -8,6 +8,7 @@ and no response head came. A registry that cannot be asked is never "unknown ses
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,28 +18,35 @@ from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import EnvelopeError, parse
-from mcp_proxy.errors import Fault, Phase, StoreError, UpstreamError
-from mcp_proxy.exchange import Exchange, State
+from mcp_proxy.errors import Fault, Phase, UpstreamError
+from mcp_proxy.exchange import EVENT_REST_S, Exchange, State
 from mcp_proxy.forwarding import Forwarder
-from mcp_proxy.headers import Facts, is_session_id, read_facts
 from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.owners import Owners, affinity, readable
-from mcp_proxy.pools import Pool
+from mcp_proxy.pools import Pool, PoolPolicy
+from mcp_proxy.quotas import Quotas
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
+from mcp_proxy.relay import Relay
 from mcp_proxy.replies import render
-from mcp_proxy.responses import adapt
 from mcp_proxy.revival import Reviver
 from mcp_proxy.routing import Aim, Era, Plan, plan_delete, plan_get, plan_post
 from mcp_proxy.sticky import SessionRouting
 from mcp_proxy.tap import Owned
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
-from mcp_proxy.upstream import Outgoing
+from mcp_proxy.upstream import Outgoing, Transport
 from mcp_proxy.watch import SessionWatch
 from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
 
+TRIES_LIMIT: Final = 8
+"""Backends that a request is tried at. Who refuses is tried last from then on, so the next request does
+better; a pool of which eight in a row are away is better off with a client that comes again."""
+
 REPEAT_LIMIT: Final = 2
 """Backends that may see the same repeatable request; a poisonous one must not visit all."""
+
+ENDINGS: Final = 50
+"""Streams of a drained backend that are ended in one tick of 0.1 s: their clients all come back at once."""
 
 DISCOVER_HEAD_S: Final = 3.0
 """``server/discover`` moves on to the next backend after so long: clients give up after
@@ -61,28 +69,37 @@ class Gateway:
         meters: Meters,
         body_limit: int,
         json_hold: int,
-        streams_limit: int,
+        quotas: Quotas,
     ) -> None:
         self.body_limit = body_limit
         self.json_hold = json_hold
-        self.streams_limit = streams_limit
         self.live: set[Exchange] = set()
         """Exchanges in progress."""
-        self.streams = 0
-        """Streams open or being opened, all pools."""
+        self.quotas = quotas
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
+        self.parting_due: Deadlines[Exchange] = Deadlines(EVENT_REST_S, Exchange.part_now)
         self.pools = pools
+        self._ending: deque[Exchange] = deque()
+        """Streams that end because their backend is drained."""
         self._keeper = keeper
         self._watch = watch
         self._sticky = SessionRouting(self, keeper, Reviver(keeper.store, tasks, meters))
         self._find = keeper.find
         self._route_session = self._sticky.route
         self._owners = Owners(self, keeper.store, tasks, meters)
+        self._relay = Relay(keeper, self._sticky, self._owners).relay
         self._porter = porter
         self._forwarder = forwarder
         self._tasks = tasks
         self._recorder = recorder
         self._meters = meters
+
+    def reconfigure(self, porter: Porter, forwarder: Forwarder, body_limit: int, json_hold: int) -> None:
+        """For requests that are admitted from now on."""
+        self._porter = porter
+        self._forwarder = forwarder
+        self.body_limit = body_limit
+        self.json_hold = json_hold
 
     # --- Handler: called by the doors ------------------------------------------------
 
@@ -91,10 +108,14 @@ class Gateway:
 
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Exchange:
         assert type(admission) is Admitted
-        exchange = Exchange(self, admission, self.pools[admission.pool], body, reply)
+        refusal = None
+        if admission.porter is not self._porter:
+            judged = self._porter.again(admission)
+            admission, refusal = (admission, judged) if isinstance(judged, Rejection) else (judged, None)
+        exchange = Exchange(self, admission, self.pools.get(admission.pool) or _NO_POOL, body, reply)
         self.live.add(exchange)
         try:
-            plan = self._plan(exchange, body)
+            plan = refusal or self._plan(exchange, body)
             if type(plan) is Plan:
                 exchange.plan = plan
                 self._route(exchange, plan)
@@ -131,14 +152,15 @@ class Gateway:
         return plan_delete(admission.head) if method == b"DELETE" else None
 
     def _route(self, exchange: Exchange, plan: Plan) -> None:
-        if plan.listens:
-            if self.streams >= self.streams_limit:
-                exchange.refuse(Rejection("overloaded", "too many open streams", exchange.id))
-                return
-            self.streams += 1
-            exchange.counts_as_stream = True
+        admission = exchange.admission
+        refusal = self.quotas.enter(plan, exchange.envelope, admission.client, admission.principal)
+        if refusal is not None:
+            fault = Fault.CLIENT if refusal.reason == "too_many_requests" else Fault.PROXY
+            exchange.refuse(msgspec.structs.replace(refusal, id=exchange.id), fault)
+            return
+        exchange.is_counted = True
         if plan.aim is Aim.SESSION:
-            exchange.key = key = exchange.admission.key
+            exchange.key = key = admission.key
             if key is None:
                 exchange.refuse(Rejection("session_not_found", id=exchange.id), Fault.CLIENT)
             else:
@@ -152,7 +174,14 @@ class Gateway:
 
     def send_anywhere(self, exchange: Exchange) -> None:
         pool = exchange.pool
-        backend = pool.next(exchange.tried, affinity(exchange))
+        plan = exchange.plan
+        assert plan is not None
+        backend = pool.next(
+            exchange.tried,
+            affinity(exchange),
+            opens_session=plan.aim is Aim.NEW_SESSION,
+            is_modern=plan.era is Era.MODERN,
+        )
         if backend is None:
             exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
         else:
@@ -175,6 +204,10 @@ class Gateway:
         target = backend.path + admission.query if admission.query else backend.path
         session = b"" if exchange.key is None else exchange.key.session_id
         outgoing = Outgoing(admission.request.method, target, headers, exchange.body, session, plan.listens)
+        if plan.aim is Aim.NEW_SESSION:
+            exchange.opens_session = True
+            backend.opening += 1
+            pool.recount(backend)
         exchange.send(backend, pool.transport(backend), outgoing, fresh=fresh)
         if plan.listens:
             self._watch.sent(exchange)
@@ -196,8 +229,8 @@ class Gateway:
         plan, backend = exchange.plan, exchange.backend
         assert plan is not None
         assert backend is not None
-        if backend.unreachable_since_s is not None:
-            backend.reached()
+        if status >= 500 or backend.is_suspect:
+            exchange.pool.answered(backend, status)
         if plan.discover:
             self.discover_due.disarm(exchange)
         if status >= 500 and self._tries_elsewhere(exchange, plan, status):
@@ -205,108 +238,6 @@ class Gateway:
             self.send_anywhere(exchange)
         else:
             self._relay(exchange, plan, status, headers, length)
-
-    def _relay(
-        self, exchange: Exchange, plan: Plan, status: int, headers: Fields, length: int | None
-    ) -> None:
-        facts: Facts | None = headers.note
-        if facts is None:
-            headers.note = facts = read_facts(headers)
-        if facts.changed is not None:
-            headers = facts.changed
-        exchange.is_stream = facts.is_stream
-        if plan.aim is Aim.NEW_SESSION and 200 <= status < 300:
-            exchange.pool.learn_sessions(facts.session_id is not None)
-            if facts.session_id is not None:
-                self._learn(exchange, facts.session_id, status, headers, length)
-                return
-        head, record = exchange.admission.head, exchange.record
-        theirs = head.session_id if record is None else record.upstream_id or head.session_id
-        if (
-            status == 200
-            and facts.session_id == theirs == head.session_id
-            and facts.location is head.origin is None
-            and not plan.ends_session
-            and exchange.pool.tap is None
-        ):
-            exchange.relay(status, headers, length)
-        else:
-            self._relay_other(exchange, status, headers, length, facts, theirs)
-
-    def _relay_other(
-        self,
-        exchange: Exchange,
-        status: int,
-        headers: Fields,
-        length: int | None,
-        facts: Facts,
-        theirs: bytes | None,
-    ) -> None:
-        """All that is not an ordinary answer. ``theirs``: how the backend calls the session."""
-        head, plan = exchange.admission.head, exchange.plan
-        assert plan is not None
-        if status == 200 and facts.location is head.origin is None and facts.session_id == theirs:
-            if theirs != head.session_id:
-                headers = facts.named(headers, head.session_id or b"")
-        else:
-            adapted = self._adapt(exchange, status, headers, facts, theirs, head.session_id)
-            if adapted is None:
-                return
-            headers = adapted
-        if plan.aim is Aim.SESSION and (status == 404 or plan.ends_session):
-            self._sticky.relay(exchange, plan, status, headers, length)
-            return
-        if exchange.pool.tap is not None and plan.era is Era.MODERN and 200 <= status < 300:
-            self._owners.listen(exchange)
-        exchange.relay(status, headers, length)
-
-    def _adapt(
-        self,
-        exchange: Exchange,
-        status: int,
-        headers: Fields,
-        facts: Facts,
-        theirs: bytes | None,
-        ours: bytes | None,
-    ) -> Fields | None:
-        """The headers to pass on; None: the exchange has been refused. The session that the backend
-        calls ``theirs`` is ``ours`` to the client."""
-        admission = exchange.admission
-        assert exchange.backend is not None
-        adapted = adapt(
-            status,
-            headers,
-            facts,
-            backend=exchange.backend.id,
-            route=admission.route,
-            has_credentials=exchange.pool.authorization is not None,
-            origin=admission.head.origin,
-            theirs=theirs,
-            ours=ours,
-        )
-        if isinstance(adapted, Rejection):
-            exchange.refuse(msgspec.structs.replace(adapted, id=exchange.id), Fault.BACKEND)
-            return None
-        return adapted
-
-    def _learn(
-        self, exchange: Exchange, session_id: bytes, status: int, headers: Fields, length: int | None
-    ) -> None:
-        """A session begins: write it down first, relay the head then."""
-        if not is_session_id(session_id):
-            detail = "the backend issued an illegal session id"
-            exchange.refuse(Rejection("upstream_invalid", detail, exchange.id), Fault.BACKEND)
-            return
-        try:
-            key, record = self._keeper.issue(exchange, session_id)
-        except StoreError as error:
-            self._keeper.say_goodbye(exchange, session_id)
-            exchange.refuse(Rejection("upstream_invalid", str(error), exchange.id), Fault.BACKEND)
-            return
-        facts: Facts = headers.note or read_facts(headers)
-        adapted = self._adapt(exchange, status, headers, facts, session_id, key.session_id)
-        if adapted is not None:
-            self._keeper.learn(exchange, key, record, status, adapted, length)
 
     def _tries_elsewhere(self, exchange: Exchange, plan: Plan, status: int) -> bool:
         """A head that another backend can better: any 5xx to ``server/discover``, and the
@@ -324,8 +255,7 @@ class Gateway:
         pool = exchange.pool
         self.discover_due.disarm(exchange)
         self._meters.upstream_failure(pool.name, error.phase.name.lower())
-        if error.phase is Phase.CONNECT and error.kind in ("refused", "timeout"):
-            pool.refused(backend)
+        pool.failed(backend, error)
         if exchange.state is not State.WAITING:
             self.give_up(exchange, error)
         elif error.stale and (plan.repeatable or exchange.admission.request.method == b"GET"):
@@ -340,7 +270,7 @@ class Gateway:
             self.give_up(exchange, error)
 
     def _may_go_elsewhere(self, exchange: Exchange, plan: Plan, error: UpstreamError) -> bool:
-        if error.kind == "exhausted":
+        if error.kind == "exhausted" or exchange.attempts >= TRIES_LIMIT:
             return False
         return not error.sent or plan.discover or (plan.repeatable and exchange.attempts < REPEAT_LIMIT)
 
@@ -382,9 +312,11 @@ class Gateway:
             pool.streams -= 1
             exchange.streams_from.streams -= 1
             self._meters.stream_closed(pool.name, CLOSE_REASONS[exchange.fault])
-        if exchange.counts_as_stream:
-            self.streams -= 1
         plan = exchange.plan
+        if exchange.is_counted:
+            assert plan is not None
+            admission = exchange.admission
+            self.quotas.leave(plan, exchange.envelope, admission.client, admission.principal)
         if plan is not None and plan.discover:
             self.discover_due.disarm(exchange)
         elif plan is not None and plan.listens:
@@ -392,23 +324,34 @@ class Gateway:
         self._recorder.finished(exchange)
 
     def sweep(self, at_s: float) -> None:
-        """Fire due deadlines, look for absent backends, keep sessions in use alive; a job for the
-        Ticker."""
+        """Fire due deadlines, keep sessions in use alive; a job for the Ticker."""
         self.discover_due.sweep(at_s)
+        self.parting_due.sweep(at_s)
         self._keeper.touch(self.live, at_s)
-        for pool in self.pools.values():
-            for backend in pool.absent(at_s):
-                self._tasks.spawn(pool.probe(backend))
+        for _ in range(min(ENDINGS, len(self._ending))):
+            self._ending.popleft().end_listening_soon()
+
+    def let_go(self, backend: Backend) -> None:
+        """Its time to drain is over: its streams end, so that their clients come back and learn more."""
+        self._ending.extend(exchange for exchange in self.live if _listens_to(exchange, backend))
 
     async def aclose(self) -> None:
-        """End every exchange, then every connection. Idempotent."""
+        """End every exchange, then every task. Idempotent."""
         for exchange in list(self.live):
             exchange.expire()
         await self._tasks.aclose()
-        for pool in self.pools.values():
-            await pool.aclose()
-        await self._keeper.store.aclose()
 
+
+def _dial_nobody(backend: Backend) -> Transport:
+    raise AssertionError("this pool has no backends")
+
+
+def _listens_to(exchange: Exchange, backend: Backend) -> bool:
+    return exchange.backend is backend and exchange.plan is not None and exchange.plan.listens
+
+
+_NO_POOL: Final = Pool("", PoolPolicy(), _dial_nobody, Tasks())
+"""Of a request that was admitted before its route and pool were taken from the configuration."""
 
 _FAULTS: Final = {"timeout": Fault.TIMEOUT, "exhausted": Fault.PROXY}
 

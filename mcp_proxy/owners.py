@@ -43,7 +43,8 @@ class Sender(Protocol):
 def affinity(exchange: Exchange) -> bytes | None:
     """Requests with the same value should reach the same backend; None: any will do."""
     admission = exchange.admission
-    if exchange.plan is None or exchange.plan.era is not Era.MODERN:
+    is_modern = exchange.plan is not None and exchange.plan.era is Era.MODERN
+    if not is_modern and not exchange.pool.hashes:
         return None
     return exchange.pool.affinity.value(admission.principal, admission.client, admission.request.headers)
 

@@ -1,83 +1,196 @@
 """A pool at run time: interchangeable backends, the transport to each, and who is next.
 
-Rules of this file: no I/O but through the transports; what a pool has learnt (stateless or not) lives here.
+Rules of this file: no I/O but through the transports. Backends come and go while requests are on their
+way: what leaves is drained first and forgotten last. Whatever is found out about a backend ends in
+``_settle``, so that the next choice knows it. A pinned session never moves because its backend is judged
+badly: judging decides about the unbound only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from mcp_proxy import clock
-from mcp_proxy.affinity import Affinity, RendezvousHash
-from mcp_proxy.backends import Backend, Balance
-from mcp_proxy.upstream import Transport
+import msgspec
+
+from mcp_proxy.affinity import Affinity
+from mcp_proxy.backends import Backend, Drain, Ejection, Endpoint
+from mcp_proxy.backends.absence import Absence
+from mcp_proxy.backends.departures import Departures
+from mcp_proxy.backends.ejection import Ejector, Rule
+from mcp_proxy.backends.roster import Roster
+from mcp_proxy.clock import now
+from mcp_proxy.errors import Phase, UpstreamError
+from mcp_proxy.upstream import Spawner, Transport
+
+logger = logging.getLogger("mcp_proxy")
 
 PRINCIPAL: Final = Affinity("principal")
 
 
+class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the configuration says of a pool, but for its backends and how to reach them."""
+
+    balance: str = "least_sessions"
+    affinity: Affinity = PRINCIPAL
+    tap: int | None = None
+    """Size of answers in which to look for what their backend keeps; None: do not look."""
+    authorization: bytes | None = None
+    """What backends get instead of the client's Authorization, None to pass that on."""
+    reinitializes: bool = False
+    """Sessions of a lost backend are made anew at another one."""
+    lost_after_s: float = 10.0
+    drain_s: float = 300.0
+    slow_start_s: float | None = None
+    eject: Rule | None = None
+    is_modern: bool | None = None
+    """Declared for every backend; None: not known, or to be found out."""
+
+
+Dial = Callable[[Backend], Transport]
+
+
 class Pool:
-    """``transports`` has one entry per backend id."""
+    """``dial`` makes the transport to a backend, which the pool closes."""
 
     __slots__ = (
-        "_balance", "_by_id", "_hash", "_is_stateful",
-        "_probing", "_transports", "affinity", "authorization", "backends", "is_stateless",
-        "lost_after_s", "name", "reinitializes", "streams", "tap",
+        "_absence", "_backends", "_departures", "_dial", "_ejector", "_is_stateful", "_roster", "_tasks",
+        "_transports", "affinity", "authorization", "hashes", "is_stateless", "name", "on_change",
+        "on_ejected", "on_overdue", "on_stranger", "policy", "reinitializes", "streams", "tap",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        name: str,
-        backends: Sequence[Backend],
-        transports: Mapping[str, Transport],
-        balance: Balance,
-        *,
-        lost_after_s: float,
-        authorization: bytes | None,
-        reinitializes: bool = False,
-        affinity: Affinity = PRINCIPAL,
-        tap: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, policy: PoolPolicy, dial: Dial, tasks: Spawner) -> None:
         self.name = name
-        self.backends = tuple(backends)
-        self.lost_after_s = lost_after_s
-        self.authorization = authorization
-        """What backends get instead of the client's Authorization, None to pass that on."""
-        self.affinity = affinity
-        self.tap = tap
-        """Size of answers in which to look for what their backend keeps; None: do not look."""
-        self.reinitializes = reinitializes
-        """Sessions of a lost backend are made anew at another one."""
         self.is_stateless = False
         """Every ``initialize`` so far was answered without a session id: requests may go
         anywhere, and a session id that a client makes up means nothing."""
         self._is_stateful = False
         self.streams = 0
-        self._probing: set[str] = set()
-        self._balance = balance
-        self._hash = RendezvousHash(name)
-        self._transports = dict(transports)
-        self._by_id = {backend.id: backend for backend in backends}
+        # whoever wants to know
+        self.on_change: Callable[[Pool], None] = _nothing
+        """Backends have come."""
+        self.on_ejected: Callable[[Pool], None] = _nothing
+        self.on_overdue: Callable[[Backend], None] = _nothing
+        """Its time to drain is over: its streams have to end."""
+        self.on_stranger: Callable[[Pool], None] = _nothing
+        """Somebody else knows a backend that is not known here."""
+        # backends
+        self._backends: dict[str, Backend] = {}
+        self._transports: dict[str, Transport] = {}
+        self._absence = Absence()
+        self._departures = Departures()
+        self._tasks = tasks
+        self._dial = dial
+        self._follow(policy)
+
+    def configure(self, policy: PoolPolicy) -> None:
+        """Change everything but the backends and the way to them."""
+        before = self.policy
+        self._follow(policy)
+        for backend in self._backends.values():
+            self._ejector.adopt(backend)
+            if policy.is_modern is not before.is_modern:
+                backend.is_modern = policy.is_modern
+            self._settle(backend)
+
+    def _follow(self, policy: PoolPolicy) -> None:
+        self.policy = policy
+        self.affinity = policy.affinity
+        self.authorization = policy.authorization
+        self.reinitializes = policy.reinitializes
+        self.tap = policy.tap
+        self.hashes = policy.balance == "hash"
+        """Affinity decides about every request that no session binds."""
+        self._ejector = Ejector(policy.eject)
+        self._roster = Roster(self.name, policy.balance, slow_start_s=policy.slow_start_s)
 
     def __repr__(self) -> str:
-        return f"<Pool {self.name} {list(self.backends)}>"
+        return f"<Pool {self.name} {list(self._backends.values())}>"
+
+    # --- who there is ----------------------------------------------------------------
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        return tuple(self._backends.values())
 
     def find(self, backend_id: str) -> Backend | None:
-        return self._by_id.get(backend_id)
+        return self._backends.get(backend_id)
 
     def transport(self, backend: Backend) -> Transport:
         return self._transports[backend.id]
 
-    def next(self, tried: Sequence[str] = (), affinity: bytes | None = None) -> Backend | None:
+    def update(self, endpoints: Iterable[Endpoint], by: str) -> None:
+        """These are the backends now. New ones are taken in, those that are missing are drained, as ``by``
+        (``discovery`` or ``reload``). What an operator drains stays so."""
+        at_s = None if not self._backends else now()
+        wanted: set[str] = set()
+        for endpoint in endpoints:
+            backend = endpoint.backend()
+            wanted.add(backend.id)
+            if backend.id not in self._backends:
+                self._take_in(backend, at_s)
+            known = self._backends[backend.id]
+            known.weight = endpoint.weight
+            if not endpoint.is_open:
+                self.drain(known, by)
+            elif known.drain is not None and known.drain.by != "operator":
+                self._stay(known)
+            else:
+                self._settle(known)
+        self._departures.wanted = frozenset(wanted)
+        for known in self.backends:
+            if known.id not in wanted:
+                self.drain(known, by)
+        self.on_change(self)
+
+    def _take_in(self, backend: Backend, at_s: float | None) -> None:
+        """``at_s``: None for the first backends of a pool, which need not be started slowly."""
+        backend.is_modern = self.policy.is_modern
+        backend.warm_from_s = at_s
+        self._backends[backend.id] = backend
+        self._transports[backend.id] = self._dial(backend)
+        self._departures.come(backend.id)
+        if at_s is not None:
+            logger.info("pool %s: backend %s has come", self.name, backend.id)
+
+    def reconnect(self, dial: Dial) -> list[Transport]:
+        """Use other transports from now on. The caller closes the old ones, when they are idle."""
+        self._dial = dial
+        old = list(self._transports.values())
+        self._transports = {id: self._dial(backend) for id, backend in self._backends.items()}
+        return old
+
+    @property
+    def is_empty(self) -> bool:
+        """It has no backends left, and nothing is in progress."""
+        return not self._backends and not self.streams
+
+    # --- who is next -----------------------------------------------------------------
+
+    def next(
+        self,
+        tried: Sequence[str] = (),
+        affinity: bytes | None = None,
+        *,
+        opens_session: bool = False,
+        is_modern: bool = False,
+    ) -> Backend | None:
         """The backend for a request that no session binds, other than those tried. Requests with the
-        same ``affinity`` get the same one while it is there."""
-        if affinity is not None:
-            return self._hash.choose(affinity, self.backends, tried, clock.now())
-        return self._balance.choose(self.backends, tried, clock.now())
+        same ``affinity`` get the same one while it can serve."""
+        backend = self._roster.next(tried, affinity, opens_session=opens_session, is_modern=is_modern)
+        if backend is not None and backend.ejection is Ejection.DUE:
+            self._ejector.probed(backend, now())
+            self._settle(backend)
+        return backend
 
     def has_other(self, tried: Sequence[str]) -> bool:
         """``next(tried)`` would find a backend."""
-        return any(backend.id not in tried for backend in self.backends)
+        return self._roster.has_other(tried)
+
+    def recount(self, backend: Backend) -> None:
+        """Its sessions have changed, or the number of those that are being opened."""
+        self._roster.recount(backend)
 
     def learn_sessions(self, has_sessions: bool) -> None:
         """An ``initialize`` succeeded with or without a session id. One that issued an id
@@ -85,42 +198,166 @@ class Pool:
         self._is_stateful = self._is_stateful or has_sessions
         self.is_stateless = not self._is_stateful
 
+    # --- what is found out -----------------------------------------------------------
+
+    def answered(self, backend: Backend, status: int) -> None:
+        """It sent a response head. Good news need not be told of a backend that is not suspect."""
+        at_s = now()
+        is_back = self._absence.reached(backend)
+        if status >= 500:
+            self._fail(backend, f"status {status}", at_s)
+        elif self._ejector.succeeded(backend, at_s):
+            is_back = True
+        if is_back:
+            self._come_back(backend, at_s)
+        self._settle(backend)
+
+    def failed(self, backend: Backend, error: UpstreamError) -> None:
+        """A request to it failed."""
+        if error.kind in ("unresolved", "exhausted") or error.stale:
+            return  # not its fault
+        at_s = now()
+        if error.phase is Phase.CONNECT:
+            self._absence.refused(backend, at_s)
+        self._fail(backend, error.detail, at_s)
+        self._settle(backend)
+
+    def reached(self, backend: Backend) -> None:
+        """A connection could be opened."""
+        if self._absence.reached(backend):
+            self._come_back(backend, now())
+            self._settle(backend)
+
     def refused(self, backend: Backend) -> None:
-        """A connect failed."""
-        backend.refused(clock.now())
+        """A connection could not be opened, and no request waited for it."""
+        self._absence.refused(backend, now())
+        self._settle(backend)
 
-    def absent(self, at_s: float) -> list[Backend]:
-        """Unreachable backends that it is time to look for. Looking keeps the absence a fact
-        when there is no traffic, and ends it as soon as the backend is back."""
-        absent = [
-            backend
-            for backend in self.backends
-            if backend.unreachable_since_s is not None
-            and backend.avoid_until_s <= at_s
-            and backend.id not in self._probing
-        ]
-        self._probing.update(backend.id for backend in absent)
-        return absent
+    def checked(self, backend: Backend, is_healthy: bool) -> None:
+        """Active checks have made up their mind."""
+        if backend.is_healthy is is_healthy:
+            return
+        backend.is_healthy = is_healthy
+        if is_healthy:
+            self._come_back(backend, now())
+        else:
+            logger.warning("pool %s: backend %s is unhealthy", self.name, backend.id)
+        self._settle(backend)
 
-    async def probe(self, backend: Backend) -> None:
-        """Look for a backend that ``absent`` named. One probe of a backend at a time; a failure
-        counts only if nothing has reached it meanwhile."""
+    def learn_era(self, backend: Backend, is_modern: bool) -> None:
+        """A probe found out whether it speaks 2026-07-28."""
+        if backend.is_modern is not is_modern:
+            backend.is_modern = is_modern
+            self._settle(backend)
+
+    def _fail(self, backend: Backend, why: str, at_s: float) -> None:
+        if self._ejector.failed(backend, at_s, len(self._backends)):
+            seconds = backend.released_s - at_s
+            logger.warning(
+                "pool %s: backend %s is ejected for %.0f s: %s", self.name, backend.id, seconds, why
+            )
+            self.on_ejected(self)
+
+    def _come_back(self, backend: Backend, at_s: float) -> None:
+        backend.warm_from_s = at_s
+        logger.info("pool %s: backend %s works again", self.name, backend.id)
+
+    def _settle(self, backend: Backend) -> None:
+        backend.is_suspect = (
+            backend.unreachable_since_s is not None
+            or backend.failures > 0
+            or backend.ejection is not Ejection.NONE
+        )
+        self._roster.put(backend)
+
+    # --- what is over ----------------------------------------------------------------
+
+    def is_lost(self, backend: Backend) -> bool:
+        """Its sessions are over: it could not be reached for too long, or at all when it was said to
+        leave, or its time to drain is over."""
+        drain, since_s = backend.drain, backend.unreachable_since_s
+        if drain is not None and now() >= drain.deadline_s:
+            return True
+        if since_s is None:
+            return False
+        is_leaving = drain is not None and drain.by != "operator"
+        return is_leaving or now() - since_s >= self.policy.lost_after_s
+
+    def has_left(self, backend_id: str) -> bool:
+        """A backend that ``find`` does not know is gone for good. One that was never known here may be
+        news from another replica; whether it is cannot be told for ``lost_after``."""
+        if self._departures.has_left(backend_id):
+            return True
+        self.on_stranger(self)
+        at_s = now()
+        return at_s - self._departures.first_heard_s(backend_id, at_s) >= self.policy.lost_after_s
+
+    def drain(self, backend: Backend, by: str, seconds: float | None = None) -> None:
+        """Nothing new for it; what it has may go on for ``seconds``, or as the configuration says. What
+        drains already goes on as it began, unless an operator says otherwise."""
+        if backend.drain is not None and by != "operator":
+            return
+        at_s = now()
+        deadline_s = at_s + (self.policy.drain_s if seconds is None else seconds)
+        self._departures.drain(backend, Drain(at_s, deadline_s, by, backend.sessions))
+        logger.info("pool %s: backend %s is drained (%s)", self.name, backend.id, by)
+        self._settle(backend)
+
+    def undrain(self, backend: Backend) -> bool:
+        """It stays after all. False: it leaves, because nobody names it any more."""
+        if backend.id in self._departures.wanted:
+            self._stay(backend)
+            return True
+        return False
+
+    def _stay(self, backend: Backend) -> None:
+        self._departures.stay(backend)
+        backend.warm_from_s = now()
+        logger.info("pool %s: backend %s stays", self.name, backend.id)
+        self._settle(backend)
+
+    # --- time ------------------------------------------------------------------------
+
+    def sweep(self, at_s: float) -> None:
+        """Fire due deadlines; a job for the Ticker."""
+        for transport in self._transports.values():
+            transport.sweep(at_s)
+        for backend in self._ejector.sweep(at_s):
+            self._settle(backend)
+        self._roster.sweep(at_s)
+        for backend in self._departures.overdue(self.is_lost):
+            self.on_overdue(backend)
+        for backend in self._departures.parted(at_s):
+            self._forget(backend)
+        for backend in self._absence.due(at_s):
+            self._tasks.spawn(self._look(backend))
+
+    async def _look(self, backend: Backend) -> None:
+        """Look for a backend that could not be reached. A failure counts only if nothing has reached
+        it meanwhile."""
         try:
             is_there = await self.transport(backend).probe()
         finally:
-            self._probing.discard(backend.id)
-        if is_there is None:
+            self._absence.looked(backend)
+        if self._backends.get(backend.id) is not backend:
             return
         if is_there:
-            backend.reached()
+            self.reached(backend)
         elif backend.unreachable_since_s is not None:
-            backend.refused(clock.now())
+            self.refused(backend)
 
-    def is_lost(self, backend: Backend) -> bool:
-        """Unreachable for so long that its sessions are over."""
-        since_s = backend.unreachable_since_s
-        return since_s is not None and clock.now() - since_s >= self.lost_after_s
+    def _forget(self, backend: Backend) -> None:
+        del self._backends[backend.id]
+        self._absence.drop(backend)
+        self._ejector.drop(backend)
+        self._roster.drop(backend)
+        self._tasks.spawn(self._transports.pop(backend.id).aclose())
+        logger.info("pool %s: backend %s has left", self.name, backend.id)
 
     async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
         for transport in self._transports.values():
             await transport.aclose()
+
+
+def _nothing(_: object) -> None: ...

@@ -6,8 +6,10 @@ is written once.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import signal
 import ssl
 import sys
 from typing import TYPE_CHECKING
@@ -16,16 +18,29 @@ import uvloop
 
 from mcp_proxy.admin.app import create_admin
 from mcp_proxy.app import Service
-from mcp_proxy.config import Address, Config
+from mcp_proxy.config import Address, Config, Loaded
 from mcp_proxy.downstream import server as servers
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import raise_fd_limit
 from mcp_proxy.errors import StartupError
 from mcp_proxy.policy import Identify, anonymous
+from mcp_proxy.reload import Reloader
+from mcp_proxy.tasks import Tasks
+from mcp_proxy.view import ServiceView
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from starlette.types import Receive, Scope, Send
+
+    from mcp_proxy.admin import AdminView
+    from mcp_proxy.config import Secret
+
+logger = logging.getLogger("mcp_proxy")
+
+ADMIN_GRACE_S = 1
+"""For answers of the admin listener, once the data listener has ended."""
 
 GC_THRESHOLD = 20_000
 """New objects between two young collections."""
@@ -49,6 +64,8 @@ def prepare_process(log_level: str) -> None:
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     raise_fd_limit()
+    # What it asks for is done anyway by whoever starts: read the files. The default is to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def data_server(service: Service, sock: socket.socket) -> servers.Server:
@@ -66,7 +83,7 @@ def data_server(service: Service, sock: socket.socket) -> servers.Server:
         options.load()
     except OSError as error:
         raise StartupError(f"cannot use the certificates of the listener: {error}") from error
-    return servers.Server(options, on_drain=service.drain)
+    return servers.Server(options, on_drain=service.drain, drain_delay_s=config.limits.drain_delay)
 
 
 def spare_the_collector() -> None:
@@ -77,38 +94,98 @@ def spare_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, 20, 50)
 
 
+def reload(server: servers.Server, service: Service, config: Config) -> None:
+    """Put another configuration in force in this process. Raises StartupError for what cannot be used; then
+    nothing has changed."""
+    tls, context = config.tls, server.config.ssl
+    if tls is not None:
+        try:  # on a context of its own first: one that listens must not be left with half of a pair
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+        except OSError as error:
+            raise StartupError(f"cannot use the certificates of the listener: {error}") from error
+    service.reload(config)
+    if tls is not None and context is not None:
+        try:
+            context.load_cert_chain(tls.certificate, tls.key)
+        except OSError as error:  # replaced in this moment, so the files will be looked at again
+            logger.error("cannot use the certificates of the listener: %s", error)
+    server.config.timeout_graceful_shutdown = config.limits.drain  # type: ignore[assignment]  # any number
+    server.drain_delay_s = config.limits.drain_delay
+
+
+class AdminApp:
+    """The ASGI app of the admin listener, whose token may change."""
+
+    def __init__(self, view: AdminView, token: Secret | None) -> None:
+        self._view = view
+        self.follow(token)
+
+    def follow(self, token: Secret | None) -> None:
+        self._app = create_admin(self._view, None if token is None else token.value)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
 def run(
-    config: Config,
-    *,
-    log_level: str,
-    on_started: Callable[[Address, Address | None], None],
-    identify: Identify = anonymous,
+    loaded: Loaded, *, on_started: Callable[[Address, Address | None], None], identify: Identify = anonymous
 ) -> int:
     """Serve until a signal ends it; returns the exit code of the process.
 
     ``on_started`` gets the addresses in force (port 0 has become a number). ``identify``: as for
     ``Service``. Raises StartupError if a port is taken or a file cannot be used.
     """
-    prepare_process(log_level)
-    service = Service(config, identify)
-    data_socket = servers.bind(config.listen.host, config.listen.port)
-    data = data_server(service, data_socket)
-    admin = None
-    admin_address = None
-    if config.admin.listen is not None:
-        admin_socket = servers.bind(config.admin.listen.host, config.admin.listen.port)
-        token = config.admin.token
-        admin_app = create_admin(service, None if token is None else token.value)
-        admin_config = servers.config(admin_app, admin_socket, lifespan="off", timeout_graceful_shutdown=1)
-        admin = (servers.Server(admin_config), admin_socket)
-        admin_address = Address(*admin_socket.getsockname()[:2])
-    address = Address(*data_socket.getsockname()[:2])
+    prepare_process(loaded.log_level)
+    service = Service(loaded.config, identify)
+    data = servers.bind(loaded.config.listen.host, loaded.config.listen.port)
+    server = data_server(service, data)
+    admin = bind_admin(loaded.config)
     spare_the_collector()
-    return uvloop.run(
-        servers.run_servers(
-            (data, data_socket),
-            admin,
-            on_started=lambda: on_started(address, admin_address),
+    addresses = address_of(data), None if admin is None else address_of(admin)
+    return uvloop.run(_run(loaded, service, (server, data), admin, lambda: on_started(*addresses)))
+
+
+async def _run(
+    loaded: Loaded,
+    service: Service,
+    data: tuple[servers.Server, socket.socket],
+    admin: socket.socket | None,
+    on_started: Callable[[], None],
+) -> int:
+    async def apply(config: Config) -> None:
+        reload(data[0], service, config)
+        app.follow(config.admin.token)
+
+    reloader = Reloader(loaded, apply)
+    app = AdminApp(ServiceView(service, data[0].drain, lambda: [reloader.check()]), loaded.config.admin.token)
+    service.metrics.register(reloader)
+    tasks = Tasks()
+    tasks.spawn(reloader.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+    try:
+        return await servers.run_servers(
+            data,
+            None if admin is None else (admin_server(app, admin), admin),
+            on_started=on_started,
             on_reopen=service.reopen_logs,
         )
-    )
+    finally:
+        await tasks.aclose()
+
+
+def bind_admin(config: Config) -> socket.socket | None:
+    """The socket of the admin listener, if there is one. Raises StartupError."""
+    listen = config.admin.listen
+    return None if listen is None else servers.bind(listen.host, listen.port)
+
+
+def admin_server(
+    app: AdminApp, sock: socket.socket, on_started: Callable[[], None] = lambda: None
+) -> servers.Server:
+    """Nobody waits for its answers when the data listener has ended."""
+    options = servers.config(app, sock, lifespan="off", timeout_graceful_shutdown=ADMIN_GRACE_S)
+    return servers.Server(options, on_started=on_started)
+
+
+def address_of(sock: socket.socket) -> Address:
+    return Address(*sock.getsockname()[:2])

@@ -58,6 +58,8 @@ TABLE: Final[dict[str, Template]] = {
     "missing_session": Template(400, INVALID_REQUEST, "Missing session id"),
     # One body for unknown, expired and foreign sessions: nothing can be learnt from it.
     "session_not_found": Template(404, INVALID_REQUEST, "Session not found"),
+    # The client has as much in progress as it may have; nothing ran.
+    "too_many_requests": Template(429, INTERNAL_ERROR, "Too many at once", (_RETRY,)),
     # The proxy or its backends cannot serve it now.
     "overloaded": Template(503, INTERNAL_ERROR, "Overloaded", (_RETRY,)),
     "draining": Template(503, INTERNAL_ERROR, "Shutting down", (_RETRY,)),

@@ -56,6 +56,8 @@ class SessionRouting:
         if record is None:
             self._unknown(exchange)
         elif (backend := pool.find(record.backend)) is None:
+            self._missing(exchange, record)
+        elif backend.drain is not None and pool.is_lost(backend):
             self._lost(exchange, record)
         else:
             self._sender.send(exchange, pool, backend)
@@ -69,6 +71,14 @@ class SessionRouting:
         else:
             detail = "the backends keep no sessions"
             exchange.refuse(Rejection("method_not_allowed", detail, extra=ALLOW_POST))
+
+    def _missing(self, exchange: Exchange, record: SessionRecord) -> None:
+        """The owner is no backend of the pool: it has left, or another replica has heard of it first."""
+        if exchange.pool.has_left(record.backend):
+            self._lost(exchange, record)
+        else:
+            detail = "the backend of the session is not known here yet"
+            exchange.refuse(Rejection("backend_unavailable", detail, exchange.id))
 
     def _lost(self, exchange: Exchange, record: SessionRecord) -> None:
         """The owner is gone for good. A DELETE is done; else the session is made anew where that is
@@ -133,15 +143,14 @@ class SessionRouting:
             pause_s = PIN_RETRY_S[exchange.pin_retries]
             exchange.pin_retries += 1
             exchange.retreat()
-            exchange.pending = asyncio.get_running_loop().call_later(
-                pause_s, self._resend, exchange, pool, backend
-            )
+            exchange.pending = asyncio.get_running_loop().call_later(pause_s, self._resend, exchange, record)
         else:
             self._sender.give_up(exchange, error)
 
-    def _resend(self, exchange: Exchange, pool: Pool, backend: Backend) -> None:
+    def _resend(self, exchange: Exchange, record: SessionRecord) -> None:
+        """To the owner as it is now: the pool may have forgotten it during the pause."""
         exchange.pending = None
         try:
-            self._sender.send(exchange, pool, backend)
+            self.route(exchange, record)
         except Exception:
             exchange.crash()

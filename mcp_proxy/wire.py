@@ -113,7 +113,11 @@ class Conversation(Protocol):
         """The client is gone. The backend's side is closed at once; no Reply call follows."""
 
     def drain(self) -> None:
-        """The proxy is going away: end an idle listening stream cleanly, let calls finish."""
+        """The proxy is going away: end a listening stream cleanly, behind the event in whose middle it
+        is; let calls finish."""
+
+    def expire(self) -> None:
+        """The time for draining is over: end whatever is left."""
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):

@@ -8,11 +8,12 @@ are what msgspec can encode.
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from mcp_proxy.sessions import Listed, Page
+from mcp_proxy.telemetry.recent import Recent
 
 
 class Check(NamedTuple):
@@ -26,19 +27,52 @@ class Check(NamedTuple):
     """E.g. ``1 of 2 backends up``; no addresses, no secrets."""
 
 
+State = Literal["up", "down", "unhealthy", "ejected", "trial", "draining"]
+"""Of a backend, the gravest that is true: ``down`` is unreachable, ``unhealthy`` what active checks say,
+``trial`` an ejected one that may show whether it works again."""
+
+Era = Literal["modern", "legacy", "unknown"]
+
+
+class DrainStatus(msgspec.Struct, frozen=True):
+    """A backend that gets nothing new and keeps what it has, for a while."""
+
+    by: str
+    """``operator``, ``discovery`` or ``reload``."""
+    left_s: float
+    """Until its streams end and its sessions are lost; 0 when that time is over."""
+    sessions: int
+    """When it began."""
+
+
 class BackendStatus(msgspec.Struct, frozen=True):
+    """One backend of one pool."""
+
     id: str
+    """``http(s)://host:port/path``."""
     up: bool
+    """Reachable, healthy and not ejected."""
     sessions: int
     inflight: int
     streams: int
+    pool: str = ""
+    weight: int = 1
+    state: State = "up"
+    era: Era = "unknown"
+    drain: DrainStatus | None = None
+    ejections: int = 0
+    """In a row, without a success in between."""
 
 
 class PoolStatus(msgspec.Struct, frozen=True):
+    """The backends of one pool."""
+
     backends: list[BackendStatus]
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
+    """One process of several."""
+
     pid: int
     uptime_s: float
     inflight: int
@@ -60,6 +94,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     """Totals since the start."""
     workers: list[WorkerStatus] = []
     """Those that serve, when there are several; the rest of the document is their sum."""
+    draining: bool = False
+    """The proxy itself stops: it takes nothing new."""
 
 
 Exposition = tuple[bytes, str]
@@ -79,6 +115,27 @@ class AdminView(Protocol):
 
     def metrics(self, accept: str | None) -> Exposition | Awaitable[Exposition | None] | None:
         """None when metrics are switched off."""
+
+    def configuration(self) -> dict[str, Any]:
+        """All of the configuration in force, as JSON values and without secrets."""
+
+    def drain_proxy(self) -> None:
+        """As SIGTERM. Idempotent: unlike a second signal, a second call hurries nothing."""
+
+    async def recent(self, cursor: str) -> Recent:
+        """What has ended since the answer with this cursor; the first question has an empty one. Whoever
+        stops asking costs nothing any more. As ``telemetry.recent.Ring``."""
+
+    # --- backends --------------------------------------------------------------------
+
+    async def drain_backend(
+        self, backend_id: str, pool: str | None, seconds: float | None
+    ) -> list[BackendStatus]:
+        """Nothing new for this backend, in that pool or in all that have it; what it has may go on for
+        ``seconds``, or as the configuration says. Its status afterwards; empty if nobody knows it."""
+
+    async def undrain_backend(self, backend_id: str, pool: str | None) -> list[BackendStatus]:
+        """It stays after all, whoever drained it. No error if it was not drained."""
 
     # --- sessions; each raises StoreError if the registry cannot be asked ----------------
 

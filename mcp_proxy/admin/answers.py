@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 SECURITY_HEADERS = {
     "cache-control": "no-store",

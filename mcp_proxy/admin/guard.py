@@ -7,6 +7,8 @@ Rules of this file:
   An Origin means that a browser asks on behalf of a page; only the listener's own pages may.
 * ``HEALTH`` answers nothing but health, and kubelets send neither token nor a loopback Host. There, an
   address is enough: rebinding needs a name.
+* Browsers say of every request where it comes from (Sec-Fetch-Site). Another site may lead a visitor here
+  with a link, as any site may; it may load, post or embed nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from mcp_proxy.admin.answers import refusal
+from mcp_proxy.admin.contract import OPEN
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -53,7 +56,9 @@ class Guard:
         origins = _all(headers, b"origin")
         if origins and not (len(origins) == 1 and _is_own_origin(origins[0], host, scope["scheme"])):
             return refusal(403, "origin_not_allowed", "Origin must be the listener itself, on loopback")
-        if self._token is not None and not is_health and not _knows(self._token, headers):
+        if not _is_asked_for(scope["method"], headers):
+            return refusal(403, "origin_not_allowed", "a page of another site may only link to this listener")
+        if self._token is not None and scope["path"] not in OPEN and not _knows(self._token, headers):
             return refusal(401, "token_required", "send the admin token as a bearer token", _CHALLENGE)
         return None
 
@@ -73,6 +78,15 @@ def _knows(token: bytes, headers: RawHeaders) -> bool:
     # RFC 9110 section 11.1: the scheme is case-insensitive. The token is compared in a time that does
     # not tell where the first difference is.
     return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.strip(b" "), token)
+
+
+def _is_asked_for(method: str, headers: RawHeaders) -> bool:
+    """By a program, a person or a page of this listener (W3C Fetch Metadata)."""
+    sites = _all(headers, b"sec-fetch-site")
+    if all(site in (b"same-origin", b"none") for site in sites):
+        return True
+    is_link = _sole(headers, b"sec-fetch-mode") == b"navigate"
+    return is_link and _sole(headers, b"sec-fetch-dest") == b"document" and method in ("GET", "HEAD")
 
 
 def _authority(value: bytes) -> tuple[str, int | None] | None:

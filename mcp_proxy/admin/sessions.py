@@ -16,11 +16,10 @@ from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import Send
 
 from mcp_proxy.admin import AdminView
-from mcp_proxy.admin.answers import SECURITY_HEADERS, document, refusal
+from mcp_proxy.admin.answers import SECURITY_HEADERS, Endpoint, document, refusal
 from mcp_proxy.admin.backup import (
     CONTENT_TYPE,
     InvalidBackup,
@@ -30,6 +29,7 @@ from mcp_proxy.admin.backup import (
     lines,
     trailer,
 )
+from mcp_proxy.admin.documents import Ended, Restored, Session, Sessions
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import Listed, Page
 
@@ -53,30 +53,30 @@ _LIMIT = re.compile(r"[0-9]{1,4}")
 _PARAMETERS = frozenset({"cursor", "limit", "pool"})
 
 
-def session_routes(view: AdminView) -> list[Route]:
+def session_endpoints(view: AdminView) -> dict[str, Endpoint]:
+    """By path."""
     endpoints = _Sessions(view)
-    return [
-        Route("/sessions", endpoints.index),
-        Route("/sessions/export", endpoints.export),
-        Route("/sessions/import", endpoints.restore, methods=["POST"]),
-        Route("/sessions/{name}", endpoints.one, methods=["GET", "DELETE"]),
-    ]
-
-
-def describe(session: Listed, pool: str) -> dict[str, object]:
-    """A session without anything that could be used as the session."""
-    record = session.record
     return {
-        "name": session.name,
-        "route": session.route,
-        "pool": pool,
-        "backend": record.backend,
-        "principal": record.principal,
-        "generation": record.generation,
-        "created": record.created_s or None,
-        "expires_in_s": None if session.expires_s is None else round(max(0.0, session.expires_s), 1),
-        "moved": record.generation > 0,
+        "/sessions": endpoints.index,
+        "/sessions/export": endpoints.export,
+        "/sessions/import": endpoints.restore,
+        "/sessions/{name}": endpoints.one,
     }
+
+
+def describe(session: Listed, pool: str) -> Session:
+    record = session.record
+    return Session(
+        name=session.name,
+        route=session.route,
+        pool=pool,
+        backend=record.backend,
+        principal=record.principal,
+        generation=record.generation,
+        created=record.created_s or None,
+        expires_in_s=None if session.expires_s is None else round(max(0.0, session.expires_s), 1),
+        moved=record.generation > 0,
+    )
 
 
 class _Query(NamedTuple):
@@ -101,7 +101,7 @@ class _Sessions:
             return _unavailable(error)
         pools = [(session, self._view.pool_of(session)) for session in page.sessions]
         found = [describe(session, pool) for session, pool in pools if query.pool in (None, pool)]
-        return document(200, {"sessions": found, "cursor": page.cursor})
+        return document(200, Sessions(found, page.cursor))
 
     async def one(self, request: Request) -> Response:
         name: str = request.path_params["name"]
@@ -110,7 +110,7 @@ class _Sessions:
         try:
             if request.method == "DELETE":
                 is_ended = await self._view.end_session(name)
-                return document(200, {"ended": name}) if is_ended else _not_found()
+                return document(200, Ended(name)) if is_ended else _not_found()
             session = await self._view.session(name)
         except StoreError as error:
             return _unavailable(error)
@@ -181,8 +181,8 @@ class _Restoration:
             await asyncio.sleep(0)  # traffic has its turn
 
     @property
-    def result(self) -> dict[str, int]:
-        return {"restored": self._restored, "skipped": self._skipped}
+    def result(self) -> Restored:
+        return Restored(self._restored, self._skipped)
 
     @property
     def so_far(self) -> str:

@@ -28,8 +28,15 @@ TOKEN_VARIABLE: Final = "MCP_PROXY_ADMIN_TOKEN"
 ANSWER_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of a document. A page of 1,000 sessions is 400 KB."""
 
-_TIMEOUT: Final = httpx2.Timeout(60.0, connect=5.0)
-"""A page may take a registry 5 s; a batch of an import somewhat longer."""
+TIMEOUT_S: Final = 60.0
+"""A page may take a registry 5 s; a batch of an import somewhat longer. Events come with a heartbeat every
+15 s."""
+
+_CONNECT_S: Final = 5.0
+
+_DONE: Final = (200, 202)
+
+_MISSING: Final = ("session_not_found", "backend_not_found")
 
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -42,6 +49,10 @@ class AdminError(click.ClickException):
 
 class NotThere(AdminError):
     """What was asked for does not exist."""
+
+
+class Silent(AdminError):
+    """Nobody answered, or the answer broke off."""
 
 
 class _Error(msgspec.Struct):
@@ -94,14 +105,15 @@ def _token(given: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def connect(admin: str | None, token: str | None) -> Iterator[Admin]:
+def connect(admin: str | None, token: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Admin]:
     """The admin listener that flags and variables name. Raises UsageError."""
     base = base_url(admin or os.environ.get(ADMIN_VARIABLE) or DEFAULT_ADMIN)
     secret = _token(token)
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     # Not by way of an HTTP proxy of the environment: loopback is here.
     verify = ssl.create_default_context() if base.startswith("https:") else False
-    with httpx2.Client(headers=headers, timeout=_TIMEOUT, trust_env=False, verify=verify) as client:
+    timeout = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
+    with httpx2.Client(headers=headers, timeout=timeout, trust_env=False, verify=verify) as client:
         yield Admin(base, client)
 
 
@@ -109,7 +121,7 @@ class Admin:
     """Made by ``connect``. Everything raises AdminError."""
 
     def __init__(self, base: str, client: httpx2.Client) -> None:
-        self._base = base
+        self.base = base
         self._client = client
 
     def ask(
@@ -142,22 +154,22 @@ class Admin:
     @contextlib.contextmanager
     def _sent(self, method: str, path: str, **options: Any) -> Iterator[httpx2.Response]:
         try:
-            with self._client.stream(method, self._base + path, **options) as response:
-                if response.status_code != 200:
+            with self._client.stream(method, self.base + path, **options) as response:
+                if response.status_code not in _DONE:
                     raise self._refused(response)
                 yield response
         except httpx2.ConnectError as error:
-            raise AdminError(
-                f"cannot reach {self._base} ({error}): is the proxy running, with its admin listener there? "
+            raise Silent(
+                f"cannot reach {self.base} ({error}): is the proxy running, with its admin listener there? "
                 f"Name another with --admin or {ADMIN_VARIABLE}."
             ) from None
         except httpx2.TimeoutException:
-            raise AdminError(
-                f"{self._base} did not answer in time: see its log, and whether something is in between."
+            raise Silent(
+                f"{self.base} did not answer in time: see its log, and whether something is in between."
             ) from None
         except httpx2.HTTPError as error:
-            raise AdminError(
-                f"{self._base} broke off ({error}): see the log of the proxy, then try again."
+            raise Silent(
+                f"{self.base} broke off ({error}): see the log of the proxy, then try again."
             ) from None
 
     def _refused(self, response: httpx2.Response) -> AdminError:
@@ -167,10 +179,10 @@ class Admin:
             return self._stranger(response)
         if response.status_code == 401:
             how = f"set {TOKEN_VARIABLE} or --token to its token"
-            return AdminError(f"{self._base} wants a token, and another than was sent: {how}.")
-        if refusal.reason == "session_not_found":
+            return AdminError(f"{self.base} wants a token, and another than was sent: {how}.")
+        if refusal.reason in _MISSING:
             return NotThere(plain(refusal.detail))
-        return AdminError(f"{self._base} refused ({plain(refusal.reason)}): {plain(refusal.detail)}.")
+        return AdminError(f"{self.base} refused ({plain(refusal.reason)}): {plain(refusal.detail)}.")
 
     def _whole(self, response: httpx2.Response) -> bytes:
         body = bytearray()
@@ -182,7 +194,7 @@ class Admin:
 
     def _stranger(self, response: httpx2.Response) -> AdminError:
         return AdminError(
-            f"{self._base} answered {response.status_code}, and not as an admin listener of this version "
+            f"{self.base} answered {response.status_code}, and not as an admin listener of this version "
             "does: check the address."
         )
 

@@ -9,9 +9,10 @@ import json
 import shlex
 
 from mcp_proxy import __version__
-from mcp_proxy.config import Address, BackendConfig, Config, PoolConfig
+from mcp_proxy.config import Address, BackendConfig, Config, DiscoverConfig, PoolConfig
+from mcp_proxy.config.addresses import DefaultedUrl
+from mcp_proxy.config.amounts import format_duration, format_size
 from mcp_proxy.config.redis_url import parse_url
-from mcp_proxy.config.values import DefaultedUrl, format_duration, format_size
 
 _PROTOCOL_VERSION = "2025-11-25"
 """The newest revision with a handshake: its first message needs no state, and a server that speaks
@@ -47,7 +48,19 @@ def _line(label: str, text: str) -> str:
 
 def _pool(name: str, pool: PoolConfig) -> list[str]:
     lines = [_line("pool", f"{name}: {pool.balance}, transport {pool.transport}")]
+    if pool.discover is not None:
+        lines.append(_line("", _discovery(pool.discover)))
     return lines + [_line("", _backend(backend)) for backend in pool.backends]
+
+
+def _discovery(discover: DiscoverConfig) -> str:
+    scheme, port = "https" if discover.tls else "http", "" if discover.port is None else f":{discover.port}"
+    if discover.kubernetes is not None:
+        service, namespace = discover.kubernetes.service, discover.kubernetes.namespace
+        place = service if namespace is None else f"{namespace}/{service}"
+        return f"the endpoints of the Service {place}{port}, {scheme} {discover.path}, watched"
+    records = f"addresses of {discover.dns}{port}" if discover.srv is None else f"records of {discover.srv}"
+    return f"the {records}, {scheme} {discover.path}, every {format_duration(discover.every)}"
 
 
 def _backend(backend: BackendConfig) -> str:
@@ -77,9 +90,11 @@ def _admin(config: Config, admin: Address | None) -> str:
 
 def _limits(config: Config) -> str:
     limits = config.limits
+    memory = "" if limits.memory is None else f", memory {format_size(limits.memory)}"
+    delay = f"{format_duration(limits.drain_delay)} and then " if limits.drain_delay else ""
     return (
         f"body {format_size(limits.body)}, head {format_size(limits.head)}, {limits.streams} streams, "
-        f"drain {format_duration(limits.drain)}"
+        f"{limits.requests} requests{memory}, drain {delay}{format_duration(limits.drain)}"
     )
 
 

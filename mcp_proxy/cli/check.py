@@ -1,7 +1,7 @@
 """``mcp-proxy check``: every mistake of a configuration, for people and for machines.
 
 Rules of this file: the result goes to stdout, one line per problem as ``file:line: message (hint)``;
-nothing is started and no backend is asked. Exit code 0 or 2.
+nothing is started, no name is looked up and no backend is asked. Exit code 0 or 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mcp_proxy.config import Config, Problem
+    from mcp_proxy.config import Config, PoolConfig, Problem
 
 _EPILOG = """\
 \b
@@ -75,8 +75,17 @@ def _count(problems: list[Problem], noun: str) -> str:
 def _summary(config: Config) -> str:
     admin = config.admin.listen or "off"
     lines = [f"listen {config.listen}, admin {admin}, sessions {config.sessions.store}"]
-    for route in config.routes:
-        backends = config.pools[route.pool].backends
-        count = f"{len(backends)} backend{'' if len(backends) == 1 else 's'}"
-        lines.append(f"{route.path} -> {route.pool}: {count}")
-    return "\n".join(lines)
+    routes = (
+        f"{route.path} -> {route.pool}: {_backends(config.pools[route.pool])}" for route in config.routes
+    )
+    return "\n".join([*lines, *routes])
+
+
+def _backends(pool: PoolConfig) -> str:
+    """No name is looked up: what is there now says little about what is there at the start."""
+    discover = pool.discover
+    if discover is None:
+        return f"{len(pool.backends)} backend{'' if len(pool.backends) == 1 else 's'}"
+    if discover.kubernetes is not None:
+        return f"found as endpoints of the Service {discover.kubernetes.service}"
+    return f"found in DNS as {discover.dns or discover.srv}"

@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import os
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from mcp_proxy import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Entry(NamedTuple):
@@ -31,8 +34,14 @@ COMMANDS = {
     "sessions": Entry(
         "mcp_proxy.cli.sessions:sessions", "Operate", "List, show, end, save and restore sessions."
     ),
+    "backends": Entry("mcp_proxy.cli.backends:backends", "Operate", "Show backends: state, load, drains."),
+    "drain": Entry("mcp_proxy.cli.drain:drain", "Operate", "Let go of a backend, or of the proxy itself."),
+    "tap": Entry("mcp_proxy.cli.tap:tap", "Operate", "Follow the traffic, one line per exchange."),
     "check": Entry("mcp_proxy.cli.check:check", "Configure", "Show every mistake in the configuration."),
     "schema": Entry("mcp_proxy.cli.about:schema", "Configure", "Print the JSON schema of the configuration."),
+    "completion": Entry(
+        "mcp_proxy.cli.completion:completion", "About", "Print the completion script of a shell."
+    ),
     "version": Entry("mcp_proxy.cli.about:version", "About", "Print the version, with --json of all parts."),
 }
 
@@ -45,6 +54,8 @@ Examples:
       two replicas; sessions stay where they began
   mcp-proxy serve --config proxy.yaml
   mcp-proxy check --config proxy.yaml
+  mcp-proxy drain 10.0.0.11:8000 --wait
+      nothing new for this replica; ends when its sessions have ended
 
 \b
 Exit codes: 0 clean, 1 runtime failure, 2 bad usage or configuration,
@@ -77,9 +88,21 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
             raise click.UsageError(f"No such command {args[0]!r}. {_suggestion(args[0])}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        # click would import every command for its help.
+        from click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=entry.about)
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "URL...")

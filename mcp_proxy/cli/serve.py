@@ -109,7 +109,7 @@ def _run(loaded: Loaded) -> int:
         click.echo(banner(loaded.config, listen, admin), err=True)
 
     try:
-        return run(loaded.config, log_level=loaded.log_level, on_started=on_started)
+        return run(loaded, on_started=on_started)
     except StartupError as error:
         click.echo(f"mcp-proxy could not start: {error}", err=True)
         return EXIT_NOT_STARTED

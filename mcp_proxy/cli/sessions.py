@@ -7,7 +7,6 @@ be reached. A reader that has seen enough (``| head``) is no failure.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from mcp_proxy.cli.asking import EPILOG, asks, until_closed
+
 if TYPE_CHECKING:
     from mcp_proxy.cli.session_client import Session
 
 _ID_LIMIT: Final = 4096
 """Bytes that are read for a session id, which has at most 512."""
 
-_EPILOG = """\
+_EXAMPLES = """\
 \b
 Examples:
   mcp-proxy sessions list --pool weather
@@ -29,24 +30,13 @@ Examples:
   mcp-proxy sessions show --route /weather/mcp --id-file id.txt
   mcp-proxy sessions export sessions.ndjson
 
-\b
-The proxy is asked through its admin listener: --admin, else
-MCP_PROXY_ADMIN, else 127.0.0.1:9901. Its token: --token, else
-MCP_PROXY_ADMIN_TOKEN.
 """
 
 
-@click.group(epilog=_EPILOG)
+@click.group(epilog=_EXAMPLES + EPILOG)
 def sessions() -> None:
     """Operate the sessions of a running proxy. Sessions go by names, which are hashes: whoever reads
     them cannot use the sessions."""
-
-
-def _asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that asks a proxy."""
-    token = click.option("--token", metavar="env:NAME|file:PATH", help="Where the admin token is.")
-    admin = click.option("--admin", metavar="URL", help="The admin listener. Default 127.0.0.1:9901.")
-    return admin(token(command))
 
 
 def _named(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,14 +57,14 @@ def _named(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--pool", metavar="NAME", help="Only sessions of this pool.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many. Default: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@_asks
+@asks
 def list_(pool: str | None, limit: int | None, as_json: bool, **where: Any) -> None:
     """List sessions, a page at a time."""
     from mcp_proxy.cli.admin_client import connect
     from mcp_proxy.cli.session_client import pages
     from mcp_proxy.cli.session_table import tables
 
-    with connect(**where) as admin, _until_closed():
+    with connect(**where) as admin, until_closed():
         found = pages(admin, pool=pool, limit=limit)
         is_empty = True
         for text in _json_texts(found) if as_json else tables(found):
@@ -88,7 +78,7 @@ def list_(pool: str | None, limit: int | None, as_json: bool, **where: Any) -> N
 @click.argument("name", required=False)
 @_named
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@_asks
+@asks
 def show(name: str | None, as_json: bool, **given: Any) -> None:
     """Show a session: by its NAME, the first 8 digits of it or more, or by its id."""
     from mcp_proxy.cli.admin_client import connect
@@ -109,7 +99,7 @@ def show(name: str | None, as_json: bool, **given: Any) -> None:
 @sessions.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_named
-@_asks
+@asks
 def end(names: tuple[str, ...], **given: Any) -> None:
     """End sessions. Their clients get 404, as MCP wants it, and start again."""
     from mcp_proxy.cli.admin_client import NotThere, connect
@@ -132,7 +122,7 @@ def end(names: tuple[str, ...], **given: Any) -> None:
 
 @sessions.command()
 @click.argument("file", default="-", metavar="[FILE|-]")
-@_asks
+@asks
 def export(file: str, **where: Any) -> None:
     """Write a backup of all sessions, to FILE or to standard output.
 
@@ -151,7 +141,7 @@ def export(file: str, **where: Any) -> None:
 @sessions.command("import")
 @click.argument("file", default="-", metavar="[FILE|-]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@_asks
+@asks
 def import_(file: str, as_json: bool, **where: Any) -> None:
     """Restore a backup from FILE or from standard input.
 
@@ -211,13 +201,3 @@ def _json_texts(pages: Iterator[list[Session]]) -> Iterator[str]:
             yield comma + ",\n".join(map(_json, page))
             comma = ","
     yield "]}"
-
-
-@contextlib.contextmanager
-def _until_closed() -> Iterator[None]:
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

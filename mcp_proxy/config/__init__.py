@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from mcp_proxy.config.addresses import Address
 from mcp_proxy.config.loader import Loaded, load, read
 from mcp_proxy.config.models import (
+    AddressLimits,
     AdminConfig,
-    BackendConfig,
+    ClientLimits,
     Config,
-    Credentials,
     Limits,
-    PoolConfig,
     RouteConfig,
     SessionsConfig,
     TelemetryConfig,
-    Timeouts,
     TlsConfig,
+)
+from mcp_proxy.config.pools import (
+    ActiveConfig,
+    AffinityConfig,
+    BackendConfig,
+    Credentials,
+    DiscoverConfig,
+    EjectConfig,
+    HealthConfig,
+    KubernetesService,
+    PoolConfig,
+    Timeouts,
     UpstreamTls,
 )
 from mcp_proxy.config.problems import ConfigErrors, Problem
 from mcp_proxy.config.secret import Secret
-from mcp_proxy.config.values import Address
 
 __all__ = [
+    "ActiveConfig",
     "Address",
+    "AddressLimits",
     "AdminConfig",
+    "AffinityConfig",
     "BackendConfig",
+    "ClientLimits",
     "Config",
     "ConfigErrors",
     "Credentials",
+    "DiscoverConfig",
+    "EjectConfig",
+    "HealthConfig",
+    "KubernetesService",
     "Limits",
     "Loaded",
     "PoolConfig",

@@ -1,31 +1,23 @@
 """What must be true of several values together.
 
 Rules of this file: no I/O; every check looks only at values that are valid by themselves, so that
-one broken key hides no problem of another; a check yields issues, it never raises.
+one broken key hides no problem of another; a check yields issues, it never raises. What is about one
+pool is in ``pool_checks.py``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from mcp_proxy.config.problems import Loc
-from mcp_proxy.config.values import Address, LiteralUrl, backend_identity, did_you_mean
+from mcp_proxy.config import pool_checks
+from mcp_proxy.config.addresses import Address, LiteralUrl
+from mcp_proxy.config.amounts import format_size
+from mcp_proxy.config.problems import Issue, Loc, Sections
+from mcp_proxy.config.values import did_you_mean
 
 if TYPE_CHECKING:
-    from mcp_proxy.config.models import AdminConfig, BackendConfig, Config, SessionsConfig
-
-Sections = Mapping[str, Any]
-"""Fields of a model by name. One that is absent is broken and has a problem of its own."""
-
-
-class Issue(NamedTuple):
-    """One contradiction. ``loc`` is where the cure belongs."""
-
-    loc: Loc
-    message: str
-    hint: str
+    from mcp_proxy.config.models import AdminConfig, Config, Limits, SessionsConfig
 
 
 class Inconsistent(ValueError):
@@ -51,16 +43,9 @@ def between(sections: Sections) -> list[Issue]:
     pools: Mapping[str, Sections] | None = sections.get("pools")
     if pools is not None:
         for name, pool in pools.items():
-            found += _pool_name(name)
-            found += _duplicate_backends(name, pool.get("backends", ()))
-            found += _transport(name, pool)
-            found += _loss(name, pool, sections.get("sessions"))
+            found += pool_checks.of(name, pool, sections.get("sessions"))
         found += _routes(sections.get("routes"), pools)
     return found
-
-
-_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
-"""A name becomes a metric label, part of session keys and a word in answers."""
 
 
 def _sessions(sections: Sections) -> Iterator[Issue]:
@@ -80,17 +65,6 @@ def _sessions(sections: Sections) -> Iterator[Issue]:
         )
 
 
-def _loss(name: str, pool: Sections, sessions: SessionsConfig | None) -> Iterator[Issue]:
-    if sessions is None or pool.get("on_backend_loss") != "reinitialize":
-        return
-    if sessions.store == "signed" and sessions.url is None:
-        yield Issue(
-            ("pools", name, "on_backend_loss"),
-            "a signed session id cannot tell where the session has moved to",
-            "add sessions.url: redis://..., or use on_backend_loss: end",
-        )
-
-
 def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]:
     if admin is None or admin.listen is None:
         return
@@ -102,38 +76,6 @@ def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]
         )
     if listen is not None and admin.listen.collides_with(listen):
         yield Issue(("admin", "listen"), f"listen is {listen} already", "give admin another port")
-
-
-def _pool_name(name: str) -> Iterator[Issue]:
-    if not _POOL_NAME.fullmatch(name):
-        yield Issue(
-            ("pools", name),
-            f"{name!r} cannot be the name of a pool",
-            "use at most 63 letters, digits, -, _ and ., beginning with a letter or digit",
-        )
-
-
-def _duplicate_backends(name: str, backends: Sequence[BackendConfig | None]) -> Iterator[Issue]:
-    seen: set[tuple[str, str, int, str]] = set()
-    for index, backend in enumerate(backends):
-        if backend is None:
-            continue
-        identity = backend_identity(backend.url)
-        if identity in seen:
-            yield Issue(
-                ("pools", name, "backends", index),
-                f"{backend.url} is a backend of this pool already",
-                "remove one; to send it more, give it a weight",
-            )
-        seen.add(identity)
-
-
-def _transport(name: str, pool: Sections) -> Iterator[Issue]:
-    if pool.get("transport") != "http11":
-        return
-    for key in ("proxy", "http2"):
-        if pool.get(key):
-            yield Issue(("pools", name, key), f"the transport http11 has no {key}", "add transport: httpx")
 
 
 def _routes(routes: Sequence[Sections] | None, pools: Mapping[str, Sections]) -> Iterator[Issue]:
@@ -171,8 +113,26 @@ def advice(config: Config) -> Iterator[Issue]:
     for name, pool in config.pools.items():
         if name not in routed:
             yield Issue(("pools", name), "no route leads to this pool", "add a route, or remove the pool")
-        if pool.tls is not None and not any(backend.url.startswith("https:") for backend in pool.backends):
-            yield Issue(("pools", name, "tls"), "no backend of the pool is https", "write https://...")
+        yield from pool_checks.advice(name, pool)
+    yield from _limits_advice(config.limits)
+
+
+_SMALL_MEMORY = 64 << 20
+"""What a process needs before its first request is somewhat less."""
+
+
+def _limits_advice(limits: Limits) -> Iterator[Issue]:
+    if limits.memory is not None and limits.memory < _SMALL_MEMORY:
+        said = f"a process alone needs {format_size(_SMALL_MEMORY)}, so it would take no streams"
+        yield Issue(("limits", "memory"), said, "write more, such as 512MiB, or off")
+    for each, clients in (("per_client", limits.per_client), ("per_principal", limits.per_principal)):
+        for key, all_of_them in (("streams", limits.streams), ("requests", limits.requests)):
+            if (getattr(clients, key) or 0) > all_of_them:
+                said = f"limits.{key} is {all_of_them} for all of them together"
+                yield Issue(("limits", each, key), said, f"write less, or raise limits.{key}")
+    if any(value is not None for _, value in limits.per_principal):
+        said = "there is no auth, so no request has a principal"
+        yield Issue(("limits", "per_principal"), said, "write limits: {per_client: ...}")
 
 
 def _literal_secrets(config: Config) -> Iterator[Loc]:

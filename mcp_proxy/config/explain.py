@@ -11,21 +11,21 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from mcp_proxy.config.checks import Inconsistent, Issue
+from mcp_proxy.config.base import key_of
+from mcp_proxy.config.checks import Inconsistent
 from mcp_proxy.config.models import Config
-from mcp_proxy.config.problems import Loc
+from mcp_proxy.config.problems import Issue, Loc
 from mcp_proxy.config.values import Invalid, did_you_mean
 
 LATER = "not available in this version"
 
 _LATER_KEYS: dict[str, frozenset[str]] = {
     "Config": frozenset({"auth"}),
-    "PoolConfig": frozenset({"discover", "health"}),
     "RouteConfig": frozenset({"auth", "allow", "limits"}),
     "TelemetryConfig": frozenset({"traces", "audit"}),
 }
-_LATER_VALUES = frozenset({"least_inflight", "hash"})
 
 _WORDS: dict[str, tuple[str, str]] = {
     "string_type": ("must be text", "put it in quotes"),
@@ -34,8 +34,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     "tuple_type": ("must be a list", "write [a, b], or one - item per line"),
     "model_type": ("must be keys with values", "write key: value lines under it, indented"),
     "dict_type": ("must be names with values", "write name: lines under it, indented"),
-    "greater_than_equal": ("must be at least 1", "write 1 or more"),
-    "too_short": ("the list is empty", "a pool needs at least one backend: [http://host:port/mcp]"),
+    "greater_than_equal": ("must be at least {ge}", "write {ge} or more"),
+    "less_than_equal": ("must be at most {le}", "write {le} or less"),
 }
 _EMPTY = ("is empty", "write a value, or remove the key")
 
@@ -49,12 +49,12 @@ def issues(error: ValidationError) -> Iterator[Issue]:
             yield from cause.issues
         elif isinstance(cause, Invalid):
             yield Issue(loc, cause.message, cause.hint)
-        elif detail["type"] != "too_short" or not detail["input"]:
-            # Items that cannot be read do not make a list empty; they have problems of their own.
-            yield _explain(detail["type"], loc, detail["input"], detail["msg"])
+        else:
+            yield _explain(detail, loc)
 
 
-def _explain(kind: str, loc: Loc, value: Any, message: str) -> Issue:
+def _explain(detail: ErrorDetails, loc: Loc) -> Issue:
+    kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return _unknown_key(loc)
     if kind == "missing":
@@ -63,7 +63,9 @@ def _explain(kind: str, loc: Loc, value: Any, message: str) -> Issue:
         return _unknown_word(loc, value)
     if value is None:
         return Issue(loc, *_EMPTY)
-    return Issue(loc, *_WORDS.get(kind, (message, "")))
+    message, hint = _WORDS.get(kind, ("{msg}", ""))
+    facts = {"msg": detail["msg"]} | detail.get("ctx", {})
+    return Issue(loc, message.format_map(facts), hint.format_map(facts))
 
 
 def _unknown_key(loc: Loc) -> Issue:
@@ -71,17 +73,20 @@ def _unknown_key(loc: Loc) -> Issue:
     model = _model_at(loc[:-1])
     if key in _LATER_KEYS.get(model.__name__, ()):
         return Issue(loc, f"{key!r} is {LATER}", "remove it")
-    return Issue(loc, f"unknown key {key!r}", did_you_mean(key, model.model_fields))
+    return Issue(loc, f"unknown key {key!r}", did_you_mean(key, _keys(model)))
 
 
 def _unknown_word(loc: Loc, value: Any) -> Issue:
     field = _model_at(loc[:-1]).model_fields[str(loc[-1])]
     words = [str(word) for word in get_args(field.annotation)]
-    if value in _LATER_VALUES:
-        return Issue(loc, f"{value!r} is {LATER}", f"write {' or '.join(words)}")
     if not isinstance(value, str):
         return Issue(loc, "must be a word", f"write {' or '.join(words)}")
     return Issue(loc, f"{value!r} is not possible", did_you_mean(value, words))
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """As they are written in a file."""
+    return [key_of(name, field) for name, field in model.model_fields.items()]
 
 
 def _model_at(loc: Loc) -> type[BaseModel]:

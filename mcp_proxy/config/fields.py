@@ -21,10 +21,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from mcp_proxy.config import files, values
+from mcp_proxy.config import addresses, amounts, files, values
+from mcp_proxy.config.addresses import Address, Network
+from mcp_proxy.config.problems import Files
 from mcp_proxy.config.redis_url import parse_url
-from mcp_proxy.config.secret import MASK, Secret, read_secret
-from mcp_proxy.config.values import Address, Invalid, Network
+from mcp_proxy.config.secret import FILE, MASK, Secret, read_secret
+from mcp_proxy.config.values import Invalid
 
 
 def _environ(info: ValidationInfo) -> Mapping[str, str]:
@@ -41,24 +43,46 @@ def _with_unit(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _seen(path: Path, info: ValidationInfo) -> None:
+    """Tells the loader about a file before it is opened: what changes from then on is news."""
+    seen: Files | None = (info.context or {}).get("seen")
+    if seen is not None:
+        seen.setdefault(path, files.signature(path))
+
+
+def _readable(value: object, info: ValidationInfo) -> Path:
+    path = files.named(value)
+    _seen(path, info)
+    return files.readable(path)
+
+
+def _fraction(value: object, info: ValidationInfo) -> object:
+    """In a file 1 could be one percent or all: the writer must say."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and info.context is not None:
+        raise Invalid(f"{value} is not a share", "write a percentage from 0% to 100%, such as 50%")
+    return value
+
+
 def _secret(value: object, info: ValidationInfo) -> Secret:
+    if isinstance(value, str) and value.startswith(FILE):
+        _seen(Path(value.removeprefix(FILE)), info)
     return read_secret(value, _environ(info))
 
 
 def _proxy_url(value: object, info: ValidationInfo) -> str:
-    secret = read_secret(value, _environ(info))
-    url = values.egress_proxy_url(secret.value)
-    return values.LiteralUrl(url) if secret.is_literal and "@" in url else url
+    secret = _secret(value, info)
+    url = addresses.egress_proxy_url(secret.value)
+    return addresses.LiteralUrl(url) if secret.is_literal and "@" in url else url
 
 
 def _registry_url(value: object, info: ValidationInfo) -> str:
-    secret = read_secret(value, _environ(info))
+    secret = _secret(value, info)
     parse_url(secret.value)
-    return values.LiteralUrl(secret.value) if secret.is_literal and "@" in secret.value else secret.value
+    return addresses.LiteralUrl(secret.value) if secret.is_literal and "@" in secret.value else secret.value
 
 
 def _session_key(value: object, info: ValidationInfo) -> Secret:
-    secret = read_secret(value, _environ(info))
+    secret = _secret(value, info)
     values.session_key(secret.value)
     return secret
 
@@ -78,19 +102,19 @@ _DURATION_TEXT = "a duration such as 500ms, 5s, 10m, 2h"
 
 Duration = Annotated[
     float,
-    PlainValidator(values.positive_duration),
+    PlainValidator(amounts.positive_duration),
     BeforeValidator(_with_unit),
     _text_schema(_DURATION_TEXT, _DURATION_PATTERN),
 ]
 Delay = Annotated[
     float,
-    PlainValidator(values.duration),
+    PlainValidator(amounts.duration),
     BeforeValidator(_with_unit),
     _text_schema(f"{_DURATION_TEXT}; 0s is possible", _DURATION_PATTERN),
 ]
 OptionalDuration = Annotated[
     float | None,
-    PlainValidator(values.optional_duration),
+    PlainValidator(amounts.optional_duration),
     BeforeValidator(_with_unit),
     WithJsonSchema(
         {
@@ -101,7 +125,7 @@ OptionalDuration = Annotated[
 ]
 Size = Annotated[
     int,
-    PlainValidator(values.size),
+    PlainValidator(amounts.size),
     WithJsonSchema(
         {
             "description": "bytes, or a size such as 64KiB, 4MiB",
@@ -114,13 +138,13 @@ Size = Annotated[
 ]
 Listen = Annotated[
     Address,
-    PlainValidator(values.address),
+    PlainValidator(addresses.address),
     PlainSerializer(str),
     _text_schema("HOST:PORT, [V6]:PORT or :PORT (all IPv4 interfaces); port 0: the system chooses"),
 ]
 OptionalListen = Annotated[
     Address | None,
-    PlainValidator(values.optional_address),
+    PlainValidator(addresses.optional_address),
     PlainSerializer(lambda address: "off" if address is None else str(address)),
     WithJsonSchema({"description": "HOST:PORT, or off", "anyOf": [{"type": "string"}, {"const": False}]}),
 ]
@@ -132,28 +156,64 @@ SecretText = Annotated[
 ]
 TrustedNetwork = Annotated[
     Network,
-    PlainValidator(values.network),
+    PlainValidator(addresses.network),
     PlainSerializer(str),
     _text_schema("a network such as 10.0.0.0/8, or one address"),
 ]
 BackendUrl = Annotated[
     str,
-    PlainValidator(values.backend_url),
-    _text_schema(f"http(s)://host[:port]/path; without a path {values.DEFAULT_PATH} is used", "^https?://"),
+    PlainValidator(addresses.backend_url),
+    _text_schema(
+        f"http(s)://host[:port]/path; without a path {addresses.DEFAULT_PATH} is used", "^https?://"
+    ),
 ]
 ExternalUrl = Annotated[
-    str, PlainValidator(values.external_url), _text_schema("http(s)://host[/prefix]", "^https?://")
+    str, PlainValidator(addresses.external_url), _text_schema("http(s)://host[/prefix]", "^https?://")
 ]
-RoutePath = Annotated[str, PlainValidator(values.route_path), _text_schema("path that clients ask for", "^/")]
-PemFile = Annotated[Path, PlainValidator(files.readable), _text_schema("a file in PEM format")]
+RoutePath = Annotated[
+    str, PlainValidator(addresses.route_path), _text_schema("path that clients ask for", "^/")
+]
+PemFile = Annotated[Path, PlainValidator(_readable), _text_schema("a file in PEM format")]
 AuthorityFile = Annotated[
     Path,
-    PlainValidator(files.readable),
+    PlainValidator(_readable),
     AfterValidator(files.check_authority),
     _text_schema("certificates in PEM"),
 ]
 LogFile = Annotated[Path, PlainValidator(files.writable), _text_schema("a file in a directory that exists")]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Weight = Annotated[int, Field(strict=True, ge=1, le=amounts.WEIGHT_LIMIT)]
+OptionalCount = Annotated[
+    int | None,
+    PlainValidator(amounts.optional_count),
+    WithJsonSchema(
+        {
+            "description": "a whole number, or none",
+            "anyOf": [{"type": "integer", "minimum": 1}, {"const": "none"}, {"type": "null"}],
+        }
+    ),
+]
+Share = Annotated[
+    float,
+    PlainValidator(amounts.share),
+    BeforeValidator(_fraction),
+    PlainSerializer(lambda share: f"{share:.0%}"),
+    _text_schema("a percentage, such as 50%", "^[0-9]{1,3}%$"),
+]
+CheckKind = Annotated[
+    str, PlainValidator(addresses.check_kind), _text_schema("tcp, discover or a path", "^(tcp|discover|/.+)$")
+]
+DiscoveryName = Annotated[str, PlainValidator(addresses.discovery_name), _text_schema("a DNS name")]
+PortReference = Annotated[
+    int | str,
+    PlainValidator(addresses.port_reference),
+    WithJsonSchema(
+        {
+            "description": "number of a port, or with kubernetes its name",
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string"}],
+        }
+    ),
+]
 Flag = Annotated[bool, Field(strict=True)]
 Switch = Annotated[Literal["json", "off"], BeforeValidator(_off_word)]
 ProxyUrl = Annotated[
@@ -196,7 +256,7 @@ AffinityKey = Annotated[
 ]
 OptionalSize = Annotated[
     int | None,
-    PlainValidator(values.optional_size),
+    PlainValidator(amounts.optional_size),
     WithJsonSchema(
         {
             "description": "bytes, or a size such as 64KiB; off: none",

@@ -5,15 +5,17 @@ Rules of this file: nothing is kept open, nothing is created, and nobody is aske
 
 from __future__ import annotations
 
+import hashlib
+import os
 import ssl
 from pathlib import Path
 
+from mcp_proxy.config.problems import Signature
 from mcp_proxy.config.values import Invalid
 
 
-def readable(value: object) -> Path:
-    """The path of a file that this process may read."""
-    path = _path(value)
+def readable(path: Path) -> Path:
+    """``path``, of a file that this process may read."""
     try:
         with path.open("rb"):
             return path
@@ -26,7 +28,7 @@ def readable(value: object) -> Path:
 
 def writable(value: object) -> Path:
     """The path of a file that exists, or of one in a directory that does."""
-    path = _path(value)
+    path = named(value)
     if path.is_dir() or not path.parent.is_dir():
         raise Invalid(f"{str(path)!r} cannot become a file", "name a file in a directory that exists")
     return path
@@ -57,7 +59,26 @@ def check_pair(certificate: Path, key: Path) -> None:
         ) from None
 
 
-def _path(value: object) -> Path:
+def digest(path: Path) -> str:
+    """Says whether two files hold the same. Empty when it cannot be read any more."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def signature(path: Path) -> Signature | None:
+    """Of the file that ``path`` leads to in the end, whatever symbolic links are on the way; None when
+    there is none."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def named(value: object) -> Path:
+    """A path, whether there is something or not."""
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value:

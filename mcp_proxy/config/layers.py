@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mcp_proxy.config.addresses import DEFAULT_PATH
 from mcp_proxy.config.problems import Loc, Problem
-from mcp_proxy.config.values import DEFAULT_PATH, did_you_mean
+from mcp_proxy.config.values import did_you_mean
 
 
 class Setting(NamedTuple):

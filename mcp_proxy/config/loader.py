@@ -5,17 +5,19 @@ Rules of this file: it only puts the parts together; nothing about a single valu
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mcp_proxy.config import checks, explain, layers, yamlfile
-from mcp_proxy.config.checks import Issue
-from mcp_proxy.config.models import Backend, Config, PoolConfig, RouteConfig
-from mcp_proxy.config.problems import ConfigErrors, Loc, Problem, key_path
+from mcp_proxy.config.files import signature
+from mcp_proxy.config.models import Config, RouteConfig
+from mcp_proxy.config.pools import Backend, BackendConfig, PoolConfig
+from mcp_proxy.config.problems import ConfigErrors, Files, Issue, Loc, Problem, key_path
 
 
 class Loaded(NamedTuple):
@@ -24,6 +26,12 @@ class Loaded(NamedTuple):
     config: Config
     log_level: str
     warnings: list[Problem]
+    files: Files
+    """Every file that was read, as it was just before: the configuration itself, certificates, secrets."""
+    again: Callable[[], Loaded]
+    """Reads the same files anew, under the same variables and flags. Raises ConfigErrors."""
+    locate: Callable[[Issue], Problem]
+    """Says where the cure of something belongs."""
 
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -37,27 +45,49 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
 
 
 def read(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Loaded:
-    """Like ``load``, with the log level (override ``log_level``) and warnings."""
+    """Like ``load``, with the log level (override ``log_level``), warnings, and how to read it again."""
     if path is None and environ.get(layers.CONFIG_VARIABLE):
         path = Path(environ[layers.CONFIG_VARIABLE])
-    document = yamlfile.read(path) if path is not None else None
+    # What is set outside of files stays as it is for as long as the process runs.
+    environ, overrides = dict(environ), dict(overrides)
+    files: Files = {}
+    try:
+        return _read(path, environ, overrides, files)
+    except ConfigErrors as errors:
+        errors.files = files
+        raise
+
+
+def _read(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object], files: Files
+) -> Loaded:
+    document = None
+    if path is not None:
+        files[path] = signature(path)
+        document = yamlfile.read(path)
     tree = layers.merge(document.data if document else {}, layers.from_environment(environ), overrides)
     problems = [*(document.problems if document else ()), *tree.problems]
     log_level = layers.log_level(environ, overrides)
     if isinstance(log_level, Problem):
         problems.append(log_level)
     where = _Locator(document, tree.origins)
-    context = {"environ": environ}
+    context = {"environ": environ, "seen": files}
     try:
-        config = Config.model_validate(tree.data, context=context)
+        config = Config.model_validate(tree.data, context=context, by_name=False, by_alias=True)
     except ValidationError as error:
         found = [*explain.issues(error), *checks.between(_usable(tree.data, context))]
         problems += [where.problem(issue) for issue in found]
         raise ConfigErrors(_once(problems)) from None
     if isinstance(log_level, Problem) or problems:
         raise ConfigErrors(_once(problems))
-    warnings = [where.problem(issue) for issue in checks.advice(config)]
-    return Loaded(config, log_level, [*warnings, *_misspelt_variables(environ)])
+    return Loaded(
+        config,
+        log_level,
+        warnings=[*map(where.problem, checks.advice(config)), *_misspelt_variables(environ)],
+        files=files,
+        again=lambda: read(path, environ, overrides),
+        locate=where.problem,
+    )
 
 
 class _Locator:
@@ -95,8 +125,7 @@ def _pool(raw: Any, context: dict[str, Any]) -> dict[str, Any]:
     found = _fields(PoolConfig, raw, context)
     backends = raw.get("backends") if isinstance(raw, dict) else None
     if isinstance(backends, list):
-        adapter: TypeAdapter[Any] = TypeAdapter(Backend)
-        found["backends"] = [_valid(adapter, backend, context) for backend in backends]
+        found["backends"] = [_backend(backend, context) for backend in backends]
     return found
 
 
@@ -109,17 +138,21 @@ def _fields(model: type[BaseModel], raw: Any, context: dict[str, Any]) -> dict[s
         kind: Any = Annotated[field.annotation, name, *field.metadata]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         default = field.get_default(call_default_factory=True, validated_data={})
-        value = _valid(adapter, raw.get(name, default), context)
-        if value is not None:
-            found[name] = value
+        with contextlib.suppress(ValidationError):
+            found[name] = _valid(adapter, raw.get(name, default), context)
     return found
 
 
 def _valid(adapter: TypeAdapter[Any], raw: Any, context: dict[str, Any]) -> Any:
+    return adapter.validate_python(raw, context=context, by_name=False, by_alias=True)
+
+
+def _backend(raw: Any, context: dict[str, Any]) -> BackendConfig | None:
     try:
-        return adapter.validate_python(raw, context=context)
+        backend: BackendConfig = _valid(TypeAdapter(Backend), raw, context)
     except ValidationError:
         return None
+    return backend
 
 
 def _once(problems: list[Problem]) -> list[Problem]:

@@ -5,10 +5,31 @@ Rules of this file: records only; no message ever holds a secret.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 Loc = tuple[str | int, ...]
 """Path of keys and list indexes from the top of the configuration."""
+
+
+Signature = tuple[int, int, int, int]
+"""Of a file: device, inode, size and time of the last change in nanoseconds."""
+
+Files = dict[Path, Signature | None]
+"""Files by name. None: there was none."""
+
+Sections = Mapping[str, Any]
+"""Fields of a model by name. One that is absent is broken and has a problem of its own."""
+
+
+class Issue(NamedTuple):
+    """Something wrong with values. ``loc`` is where the cure belongs."""
+
+    loc: Loc
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +57,8 @@ class ConfigErrors(Exception):
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+        self.files: Files = {}
+        """Every file that was asked for: when one changes, it may be worth another try."""
 
 
 def key_path(loc: Loc) -> str:

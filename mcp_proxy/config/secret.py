@@ -13,6 +13,9 @@ from mcp_proxy.config.values import Invalid
 
 MASK = "[redacted]"
 
+FILE = "file:"
+"""What a secret in a file begins with."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
@@ -32,11 +35,10 @@ def read_secret(text: object, environ: Mapping[str, str]) -> Secret:
         return text
     if not isinstance(text, str):
         raise Invalid("a secret must be text", "write env:NAME, file:PATH, or the secret in quotes")
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme == "env":
-        secret = Secret(_from_environment(rest, environ))
-    elif colon and scheme == "file":
-        secret = Secret(_from_file(rest))
+    if text.startswith("env:"):
+        secret = Secret(_from_environment(text.removeprefix("env:"), environ))
+    elif text.startswith(FILE):
+        secret = Secret(_from_file(text.removeprefix(FILE)))
     else:
         secret = Secret(text, is_literal=True)
     if not secret.value:

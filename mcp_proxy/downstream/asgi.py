@@ -29,6 +29,10 @@ class AsgiDoor:
     that path: a route ``/mcp`` is reached as ``/x/mcp``. Middleware around it must pass events
     as they come and exceptions as they are; Starlette's BaseHTTPMiddleware ends the body of an
     app that raises, so a client does not see that an event stream broke off.
+
+    An application is not told that its server shuts down before every answer has ended, so a server
+    needs a bound for that (uvicorn: ``--timeout-graceful-shutdown``) or streams hold it for ever. When it
+    cancels what is left, listening streams still end cleanly.
     """
 
     def __init__(

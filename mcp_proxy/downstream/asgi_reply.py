@@ -159,6 +159,14 @@ class AsgiReply:
                     is_complete = await self.flush(send)
         except OSError:
             pass  # ASGI 2.4: the client is gone, and ``send`` says so
+        except asyncio.CancelledError:
+            # The patience of a server that shuts down is over; nothing told us before. What is not in
+            # the middle of ``send`` can still be ended properly.
+            if self._wake is not None:
+                conversation.expire()
+                with contextlib.suppress(Exception):
+                    is_complete = await self.flush(send)
+            raise
         finally:
             watchers.forget(self)
             if self._watcher is not None:

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import httptools
 
 from mcp_proxy.downstream.reader import Head, Refused
-from mcp_proxy.downstream.settings import SHED_CONNECTIONS, DoorSettings, settings_of
+from mcp_proxy.downstream.settings import NO_ROOM, DoorSettings, settings_of
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.sockets import unsent_bytes
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
@@ -49,9 +49,9 @@ class Http11Protocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_admission", "_connections", "_conversation", "_dropped", "_has_served",
-        "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_is_surplus", "_keep_alive",
+        "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_keep_alive",
         "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_says_close",
-        "_scheme", "_settings", "_state", "_transport", "_unsent",
+        "_scheme", "_settings", "_state", "_surplus", "_transport", "_unsent",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -71,8 +71,8 @@ class Http11Protocol(asyncio.Protocol):
         self._is_draining = False
         self._unsent = 0
         """Bytes left to send when that was last looked at, once the connection is to be closed."""
-        self._is_surplus = False
-        """Accepted above the limit of connections, only to be told so."""
+        self._surplus: Rejection | None = None
+        """Accepted above a limit of connections, only to be told this."""
         self._must_close = False
         self._pending = b""
         # request
@@ -104,9 +104,8 @@ class Http11Protocol(asyncio.Protocol):
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = "https"
         self._connections.add(self)
-        connections = self._settings.count_connection()
-        self._is_surplus = connections > self._settings.connections_limit
-        if connections <= self._settings.connections_limit + SHED_CONNECTIONS:
+        self._surplus = self._settings.count_connection(self._peer)
+        if self._surplus is not NO_ROOM:
             self._settings.head_due.arm(self)
             self._settings.keepalive_due.arm(self)
         else:
@@ -116,7 +115,7 @@ class Http11Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = State.CLOSED
         self._connections.discard(self)
-        self._settings.forget(self)
+        self._settings.forget(self, self._peer)
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.disconnect()
@@ -159,12 +158,17 @@ class Http11Protocol(asyncio.Protocol):
             self._refuse(refused.rejection, refused.request)
 
     def shutdown(self) -> None:
-        """uvicorn stops: finish what is in progress, end idle streams, close when idle for a moment."""
+        """uvicorn stops: finish what is in progress, end idle streams one after the other, close when
+        idle for a moment. Bounded by ``limits.drain``: uvicorn by itself would wait for ever."""
+        if self._is_draining:
+            return
         self._must_close = self._is_draining = True
+        settings = self._settings
+        settings.grace_due.arm(self)
         if self._state is State.HEAD and self._reader.is_empty:
-            self._settings.parting_due.arm(self)
+            settings.parting_due.arm(self)
         elif self._conversation is not None:
-            self._conversation.drain()
+            settings.drains.add(self)
 
     # --- reading requests ------------------------------------------------------------
 
@@ -225,8 +229,8 @@ class Http11Protocol(asyncio.Protocol):
         limit = settings.handler.body_limit
         if head.length > limit:
             raise Refused(Rejection("body_too_large", f"the limit is {limit} bytes"), request)
-        if self._is_surplus:
-            raise Refused(Rejection("overloaded", "too many connections"), request)
+        if self._surplus is not None:
+            raise Refused(self._surplus, request)
         self._admission = admission
         if not head.has_body:
             self._serve()
@@ -254,7 +258,7 @@ class Http11Protocol(asyncio.Protocol):
         if self._is_full:
             conversation.pause()
         if self._is_draining:
-            conversation.drain()
+            self._settings.drains.add(self)
 
     def _pipeline(self, data: bytes) -> None:
         """Keep the next requests, unparsed, until it is their turn (RFC 9112 section 9.3.2)."""
@@ -336,15 +340,17 @@ class Http11Protocol(asyncio.Protocol):
         return b"".join((STATUS_LINES[status], block, date, framing, end, body))
 
     def _closes(self) -> bool:
-        return self._must_close or not self._keep_alive
+        # While the process drains everything is served, and clients and the pools of proxies in
+        # front move elsewhere, one answer after the other.
+        return self._must_close or not self._keep_alive or self._settings.is_draining
 
     def _finish(self) -> None:
         """The answer is complete: next request, or close."""
         self._conversation = None
-        if self._closes():
-            if self._says_close or self._pending or self._is_http10:
-                self._part()
-                return
+        if self._says_close or (self._must_close and self._pending):
+            self._part()
+            return
+        if self._must_close:
             # The drain began behind the head of this answer, which did not say that the connection
             # closes: the next request may be on its way.
             self._settings.parting_due.arm(self)
@@ -387,6 +393,18 @@ class Http11Protocol(asyncio.Protocol):
     def expire_body(self) -> None:
         if self._state is State.BODY:
             self._refuse(Rejection("request_timeout", "the request body took too long"))
+
+    def drain_conversation(self) -> None:
+        """It is this connection's turn to end its stream."""
+        if self._conversation is not None:
+            self._conversation.drain()
+
+    def expire_grace(self) -> None:
+        """``limits.drain`` after ``shutdown``."""
+        if self._conversation is not None:
+            self._conversation.expire()
+        elif self._state is State.HEAD or self._state is State.BODY:
+            self._leave()
 
     def expire_parting(self) -> None:
         if self._state is State.HEAD and self._reader.is_empty:

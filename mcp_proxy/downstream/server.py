@@ -1,6 +1,8 @@
 """The process around a data listener: uvicorn's server with our sockets and signals.
 
-Rules of this file: a signal never ends the process by itself; the exit code says how it went.
+Rules of this file: a signal never ends the process by itself; the exit code says how it went. A drain
+has phases: at once nobody is told any more that it is ready; for ``drain_delay_s`` everything is served
+all the same; then the listener closes, streams end one after the other, and calls have the grace.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ import uvicorn
 
 from mcp_proxy.errors import StartupError
 from mcp_proxy.sockets import keep_alive
+from mcp_proxy.tasks import Tasks
 
 BACKLOG = 2048
 """Connections that wait for accept; the kernel caps it at net.core.somaxconn."""
+
+ADOPT_S = 2.0
+"""How long the TLS handshakes of the last connections may take."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -39,9 +45,26 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+class Signals:
+    """SIGTERM and SIGINT, whichever comes: the first one drains, any other hurries."""
+
+    def __init__(self, drain: Callable[[], None], hurry: Callable[[], None]) -> None:
+        self._drain = drain
+        self._hurry = hurry
+        self._is_second = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        (self._hurry if self._is_second else self._drain)()
+        self._is_second = True
+
+
 class Server(uvicorn.Server):
-    """Leaves the signals to ``run_servers``. ``on_started`` is called when it listens,
-    ``on_drain`` when it begins to stop."""
+    """Leaves the signals to ``run_servers``. ``on_started`` is called when it listens, ``on_drain`` when
+    it begins to stop, ``drain_delay_s`` before it does anything else about that."""
 
     def __init__(
         self,
@@ -49,10 +72,42 @@ class Server(uvicorn.Server):
         *,
         on_started: Callable[[], None] = lambda: None,
         on_drain: Callable[[], None] = lambda: None,
+        drain_delay_s: float = 0.0,
     ) -> None:
         super().__init__(config)
+        self.is_draining = False
+        self._has_told = False
         self.on_started = on_started
         self._on_drain = on_drain
+        self.drain_delay_s = drain_delay_s
+
+    def drain(self) -> None:
+        """Begin to end; what SIGTERM does, and a request of an operator. Idempotent."""
+        if self.is_draining:
+            return
+        self.is_draining = True
+        if self.drain_delay_s > 0 and self.started:
+            self._tell()
+            asyncio.get_running_loop().call_later(self.drain_delay_s, self.stop)
+        else:
+            # Told when the listener closes, a tick from now: connections that close behind their answers
+            # are followed by new ones, of which one might come in the very instant of that.
+            self.stop()
+
+    def _tell(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._on_drain()
+
+    def stop(self) -> None:
+        """``drain`` without the delay, or without the rest of it. Idempotent."""
+        self.drain()
+        self.should_exit = True
+
+    def hurry(self) -> None:
+        """``stop`` without waiting for exchanges. Idempotent."""
+        self.stop()
+        self.force_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -64,10 +119,46 @@ class Server(uvicorn.Server):
             self.on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_drain()
+        self.drain()
+        self._tell()
+        if not self.force_exit:
+            await self._accept_rest(sockets or [])
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves the lifespan out then, and records would be lost
             await self.lifespan.shutdown()
+
+    async def _accept_rest(self, sockets: list[socket.socket]) -> None:
+        """Stop listening, and leave nobody behind: a connection that the kernel has accepted would be
+        reset, and a proxy in front that has sent a POST on it must not send that elsewhere."""
+        waiting = [connection for sock in sockets for connection in _waiting(sock)]
+        for server in self.servers:
+            server.close()
+        tasks = Tasks()
+        if adopting := [tasks.spawn(self._adopt(connection)) for connection in waiting]:
+            await asyncio.wait(adopting, timeout=ADOPT_S)
+            await tasks.aclose()
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        config = self.config
+        with contextlib.suppress(OSError):  # its client has left already, or does not speak TLS
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                    config=config, server_state=self.server_state, app_state=self.lifespan.state
+                ),
+                connection,
+                ssl=config.ssl,
+            )
+
+
+def _waiting(sock: socket.socket) -> Iterator[socket.socket]:
+    """Connections that nobody has taken yet. ``sock`` does not block."""
+    while True:
+        try:
+            connection, _ = sock.accept()
+        except OSError:  # none is left, or no descriptor for it
+            return
+        connection.setblocking(False)
+        yield connection
 
 
 async def run_servers(
@@ -79,18 +170,15 @@ async def run_servers(
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. SIGUSR1 reopens log files.
 
-    The admin listener goes last, so that the state of a drain can be seen.
+    A second signal hurries; one behind a ``drain`` that somebody asked for otherwise does not, because
+    that is how a pod ends: its hook, then the signal. The admin listener goes last, so that the state of
+    a drain can be seen.
     """
     server, sock = data
     loop = asyncio.get_running_loop()
     admin_serving: asyncio.Task[None] | None = None
 
-    def stop() -> None:
-        server.should_exit = True
-
-    def signalled() -> None:
-        server.force_exit = server.should_exit  # the second one hurries
-        stop()
+    signals = Signals(server.drain, server.hurry)
 
     def data_started() -> None:
         nonlocal admin_serving
@@ -101,10 +189,9 @@ async def run_servers(
             admin_serving = loop.create_task(admin[0].serve(sockets=[admin[1]]))
             # An admin listener that ends by itself takes the data listener along: nobody would
             # see what goes on.
-            admin_serving.add_done_callback(lambda _: stop())
+            admin_serving.add_done_callback(lambda _: server.drain())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
+    signals.listen()
     loop.add_signal_handler(signal.SIGUSR1, on_reopen)
     server.on_started = data_started
     try:

@@ -6,15 +6,21 @@ so the shared part travels on the application object, as its attribute ``http11`
 
 from __future__ import annotations
 
+import ipaddress
 import resource
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from email.utils import formatdate
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.downstream.reader import RequestReader
-from mcp_proxy.wire import Handler
+from mcp_proxy.downstream.stagger import Stagger
+from mcp_proxy.forwarding import Network, plain_address
+from mcp_proxy.quotas import share_of
+from mcp_proxy.wire import Handler, Rejection
 
 KEEPALIVE_S: Final = 75.0
 """Idle time between requests. Longer than nginx keeps its upstream connections (60 s), so
@@ -31,14 +37,34 @@ PARTING_S: Final = 1.0
 a proxy in front that has sent a POST cannot send it elsewhere when the connection closes (RFC 9110
 section 9.2.2). What comes is answered, with ``Connection: close``."""
 
+DRAIN_S: Final = 30.0
+"""Default of ``limits.drain``."""
+
+STAGGER_SHARE: Final = 3
+"""Streams end in the first third of the grace: what is left of it is for the rest of their events and
+for those that come late."""
+
+STAGGER_S: Final = 10.0
+"""Longer would spare nobody: of 10,000 clients 1,000 come back in a second then."""
+
 LEAVE_S: Final = 5.0
 """How long a client may take nothing at all of its last answer."""
 
 RESERVED_FDS: Final = 48
 """Descriptors for listeners, logs, the event loop, the registry and the admin listener."""
 
-SHED_CONNECTIONS: Final = 16
-"""Connections above the limit that are still accepted, only to be told 503."""
+SHED_CONNECTIONS: Final = 64
+"""Connections above the limit that are still accepted, only to be told 503: so many clients may come at
+once before one is reset, which SDK clients take for a crash."""
+
+SHED_OF_ONE: Final = 16
+"""The same for the connections of one client above its limit, and 429."""
+
+NO_ROOM: Final = Rejection("overloaded", "too many connections")
+"""There are too many even to be told so."""
+
+_TOO_MANY: Final = Rejection("overloaded", "too many connections")
+_TOO_MANY_OF_ONE: Final = Rejection("too_many_requests", "limits.per_client.connections is reached")
 
 
 class Timed(Hashable, Protocol):
@@ -50,44 +76,67 @@ class Timed(Hashable, Protocol):
     def expire_linger(self) -> None: ...
     def expire_leave(self) -> None: ...
     def expire_parting(self) -> None: ...
+    def expire_grace(self) -> None: ...
+    def drain_conversation(self) -> None: ...
+
+
+class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the configuration says of connections; may change while they are open."""
+
+    head: int
+    """Bytes."""
+    fields: int
+    head_timeout_s: float | None
+    client_connections: int | None = None
+    """How many one address may have."""
+    trusted_proxies: Sequence[Network] = ()
+    """Connections of these carry everybody's requests, and there may be any number of them."""
+    drain_s: float = DRAIN_S
 
 
 class DoorSettings:
     """One per process. ``sweep`` is a job for the Ticker."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        *,
-        head_limit: int,
-        fields_limit: int,
-        head_timeout_s: float | None,
-        connections_limit: int,
-    ) -> None:
+    def __init__(self, handler: Handler, limits: DoorLimits, *, connections_limit: int) -> None:
         self.handler = handler
-        self.head_limit = head_limit
-        self.fields_limit = fields_limit
+        self.is_draining = False
+        """The process is to end: answers say that their connections close."""
         self.connections_limit = connections_limit
         self.connections = 0
-        body_timeout_s = None if head_timeout_s is None else head_timeout_s * BODY_TIMEOUT_FACTOR
-        self.head_due: Deadlines[Timed] = Deadlines(head_timeout_s, lambda timed: timed.expire_head())
-        self.body_due: Deadlines[Timed] = Deadlines(body_timeout_s, lambda timed: timed.expire_body())
+        self._by_client: dict[str, int] = {}
+        """Of all peers that have any, so that limits and proxies may change at any time."""
+        self.head_due: Deadlines[Timed] = Deadlines(None, lambda timed: timed.expire_head())
+        self.body_due: Deadlines[Timed] = Deadlines(None, lambda timed: timed.expire_body())
         self.keepalive_due: Deadlines[Timed] = Deadlines(KEEPALIVE_S, lambda timed: timed.expire_keepalive())
         self.leave_due: Deadlines[Timed] = Deadlines(LEAVE_S, lambda timed: timed.expire_leave())
         self.linger_due: Deadlines[Timed] = Deadlines(LINGER_S, lambda timed: timed.expire_linger())
         self.parting_due: Deadlines[Timed] = Deadlines(PARTING_S, lambda timed: timed.expire_parting())
+        self.grace_due: Deadlines[Timed] = Deadlines(None, lambda timed: timed.expire_grace())
+        self.drains: Stagger[Timed] = Stagger(0.0, lambda timed: timed.drain_conversation())
         self.date_line = b""
         self._date_due_s = 0.0
         self._all_due = (
             self.head_due, self.body_due, self.keepalive_due, self.linger_due, self.leave_due,
-            self.parting_due,
+            self.parting_due, self.grace_due,
         )  # fmt: skip
+        self.follow(limits)
         self.sweep(0.0)
+
+    def follow(self, limits: DoorLimits) -> None:
+        """From now on: sizes for new connections, times for what begins now."""
+        self.limits = limits
+        head_s = limits.head_timeout_s
+        self.head_due.delay_s = head_s
+        self.body_due.delay_s = None if head_s is None else head_s * BODY_TIMEOUT_FACTOR
+        self.grace_due.delay_s = limits.drain_s
+        self.drains.window_s = min(limits.drain_s / STAGGER_SHARE, STAGGER_S)
 
     def sweep(self, at_s: float) -> None:
         self.leave_due.sweep(at_s)  # first: the others lead to it
         self.linger_due.sweep(at_s)
         self.parting_due.sweep(at_s)
+        self.drains.sweep(at_s)
+        self.grace_due.sweep(at_s)
         self.head_due.sweep(at_s)
         self.body_due.sweep(at_s)
         self.keepalive_due.sweep(at_s)
@@ -98,18 +147,38 @@ class DoorSettings:
     def reader(self) -> RequestReader:
         """For a new connection."""
         return RequestReader(
-            head_limit=self.head_limit, fields_limit=self.fields_limit, body_limit=self.handler.body_limit
+            head_limit=self.limits.head, fields_limit=self.limits.fields, body_limit=self.handler.body_limit
         )
 
-    def count_connection(self) -> int:
-        """A connection was accepted; how many there are with it."""
+    def count_connection(self, peer: str) -> Rejection | None:
+        """A connection from ``peer`` was accepted. What its first request is to be told, None to serve
+        it, ``NO_ROOM`` to abort it; ``forget`` follows in any case."""
         self.connections += 1
-        return self.connections
+        client = share_of(peer)
+        count = self._by_client[client] = self._by_client.get(client, 0) + 1
+        surplus = self.connections - self.connections_limit
+        if surplus > 0:
+            return _TOO_MANY if surplus <= SHED_CONNECTIONS else NO_ROOM
+        if self.limits.client_connections is None or count <= self.limits.client_connections:
+            return None
+        if not client or self._is_trusted(peer):
+            return None
+        return _TOO_MANY_OF_ONE if count <= self.limits.client_connections + SHED_OF_ONE else NO_ROOM
 
-    def forget(self, timed: Timed) -> None:
+    def forget(self, timed: Timed, peer: str) -> None:
         self.connections -= 1
+        client = share_of(peer)
+        count = self._by_client.pop(client) - 1
+        if count:
+            self._by_client[client] = count
         for due in self._all_due:
             due.disarm(timed)
+        self.drains.discard(timed)
+
+    def _is_trusted(self, peer: str) -> bool:
+        """Parsed anew each time: it is asked for a new connection above the limit only."""
+        address = ipaddress.ip_address(plain_address(peer))
+        return any(address in network for network in self.limits.trusted_proxies)
 
 
 def raise_fd_limit() -> int:

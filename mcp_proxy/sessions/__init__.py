@@ -26,6 +26,11 @@ INITIALIZE_LIMIT: Final = 16 * 1024
 """Body of an ``initialize`` that is kept to be sent again; SDK clients send 200 bytes."""
 
 
+GONE: Final = "gone:"
+"""Begins the backend of a record whose backend is not known by name, followed by a hash. Ids of backends are
+URLs, so none is named like that."""
+
+
 class SessionKey(NamedTuple):
     """How a client names its session. Two routes may know the same id and mean two sessions."""
 

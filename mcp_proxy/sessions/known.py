@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Final
 
 from mcp_proxy.clock import Deadlines
-from mcp_proxy.sessions import SessionKey, SessionRecord, Watcher
+from mcp_proxy.sessions import GONE, SessionKey, SessionRecord, Watcher
 from mcp_proxy.sessions.names import Names
 
 KNOWN_LIMIT: Final = 100_000
@@ -108,7 +108,12 @@ class KnownSessions:
             self._watcher.learnt(key, record)
         elif record.generation < entry.record.generation:
             return entry  # an answer that was overtaken by a move
-        entry.fresh_until_s = at_s + self._fresh_s
+        elif entry.record.backend.startswith(GONE):
+            old, entry.record = entry.record, record
+            self._watcher.forgot(key, old, is_over=False)
+            self._watcher.learnt(key, record)
+        # Which backend it is may be known in the next moment, so nobody is to believe this one.
+        entry.fresh_until_s = at_s if record.backend.startswith(GONE) else at_s + self._fresh_s
         if extended:
             entry.was_used = True
             entry.is_used = False

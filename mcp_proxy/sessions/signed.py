@@ -19,7 +19,7 @@ import hashlib
 import os
 import struct
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -27,14 +27,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from mcp_proxy.errors import StoreError
-from mcp_proxy.sessions import SessionKey, SessionRecord
+from mcp_proxy.sessions import GONE, SessionKey, SessionRecord
 
 TOKEN_LIMIT: Final = 512
 """Bytes of a session id, as ``headers.is_session_id`` bounds them."""
 
-GONE: Final = "gone:"
-"""Begins the backend of a session whose backend is not configured any more, followed by the hash. Ids of
-backends are URLs, so none is named like that."""
+BACKENDS_LIMIT: Final = 4096
+"""Backends of a route that are remembered when they are gone, about 200 bytes each."""
 
 _VERSION: Final = b"v1"
 _KEY_BYTES: Final = 32
@@ -88,7 +87,6 @@ class Seal:
     def __init__(
         self,
         secrets: Sequence[str],
-        backends: Mapping[str, Collection[str]],
         derive: Callable[[str], Derived] = derive,
     ) -> None:
         if not secrets:
@@ -99,7 +97,16 @@ class Seal:
             self._keys.setdefault(key_id, []).append(AESGCM(key))
         self._key_id = next(iter(self._keys))
         self._key = self._keys[self._key_id][0]
-        self._backends = {route: {_hash(id): id for id in ids} for route, ids in backends.items()}
+        self._backends: dict[str, dict[bytes, str]] = {}
+
+    def know(self, route: str, backends: Collection[str]) -> None:
+        """These backends are behind ``route`` now. Those that were before stay known, up to a limit: what
+        was sealed for them is not lost but leads to where they were."""
+        known = self._backends.setdefault(route, {})
+        for id in backends:
+            known[_hash(id)] = known.pop(_hash(id), id)
+        while len(known) > max(BACKENDS_LIMIT, len(backends)):
+            del known[next(iter(known))]
 
     def seal(self, key: SessionKey, record: SessionRecord) -> SessionKey:
         """The name that clients get for a session which its backend calls ``key.session_id``. Of the
@@ -127,8 +134,8 @@ class Seal:
         """The session that was sealed as ``key``, or None if none was: for anything that is not a token
         of ours, whole and unchanged, issued on this route, with a key that is still configured. Never raises.
 
-        If its backend is not configured any more, ``backend`` begins with GONE: the session was
-        genuine, its backend is lost."""
+        If its backend is not known here, ``backend`` begins with GONE: the session is genuine, its backend
+        is lost, or nobody has told this process of it yet."""
         if len(key.session_id) > TOKEN_LIMIT:
             return None
         version, _, rest = key.session_id.partition(b".")

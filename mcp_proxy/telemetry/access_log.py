@@ -131,7 +131,7 @@ class AccessLog:
         try:
             encoded = self._encode(lines)
         except UnicodeEncodeError:
-            encoded = self._encode([_without_surrogates(line) for line in lines])
+            encoded = self._encode([without_surrogates(line) for line in lines])
         # Bytes below 0x20 have been escaped by the encoder; DEL and all beyond ASCII have not.
         if 0x7F in encoded or not encoded.isascii():
             encoded = _UNSEEN.sub(_escaped, encoded.decode()).encode()
@@ -154,34 +154,44 @@ class AccessLog:
         second = int(record.time_s)
         if second != self._second:
             self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        name = record.name
-        duration_us = int(record.duration_s * 1e6)
-        upstream_us = int(record.upstream_s * 1e6)
-        return AccessLine(
-            self._second_text + _MILLISECONDS[int((record.time_s - second) * 1e3)],
-            record.route,
-            record.pool,
-            record.backend,
-            record.era,
-            record.http_method,
-            record.method[:TEXT_LIMIT],
-            _public_name(name) if ":" in name or "?" in name else name[:TEXT_LIMIT],
-            record.kind,
-            record.status,
-            record.reason,
-            record.session,
-            record.peer,
-            duration_us / 1e3,
-            upstream_us / 1e3,
-            (duration_us - upstream_us) / 1e3 if upstream_us and not record.is_stream else None,
-            record.bytes_in,
-            record.bytes_out,
-            record.is_stream,
-            record.attempts,
-            # ``value`` is a property written in Python, three times the cost of the attribute.
-            record.ended_by._value_ + record.phase._value_,
-        )
+            self._second_text = text_of(second)
+        return line_of(record, self._second_text)
+
+
+def text_of(second: int) -> str:
+    """A whole second as the line has it, but for the milliseconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def line_of(record: RequestRecord, second_text: str) -> AccessLine:
+    """``second_text``: ``text_of`` the second in which the exchange ended."""
+    name = record.name
+    duration_us = int(record.duration_s * 1e6)
+    upstream_us = int(record.upstream_s * 1e6)
+    return AccessLine(
+        second_text + _MILLISECONDS[int((record.time_s - int(record.time_s)) * 1e3)],
+        record.route,
+        record.pool,
+        record.backend,
+        record.era,
+        record.http_method,
+        record.method[:TEXT_LIMIT],
+        _public_name(name) if ":" in name or "?" in name else name[:TEXT_LIMIT],
+        record.kind,
+        record.status,
+        record.reason,
+        record.session,
+        record.peer,
+        duration_us / 1e3,
+        upstream_us / 1e3,
+        (duration_us - upstream_us) / 1e3 if upstream_us and not record.is_stream else None,
+        record.bytes_in,
+        record.bytes_out,
+        record.is_stream,
+        record.attempts,
+        # ``value`` is a property written in Python, three times the cost of the attribute.
+        record.ended_by._value_ + record.phase._value_,
+    )
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -203,7 +213,7 @@ def _public_name(name: str) -> str:
     return name[:TEXT_LIMIT]
 
 
-def _without_surrogates(line: AccessLine) -> AccessLine:
+def without_surrogates(line: AccessLine) -> AccessLine:
     """A lone surrogate has no UTF-8. It cannot come from a body (``envelope.py`` refuses it)."""
     texts = {
         field: value.encode("utf-8", "replace").decode()

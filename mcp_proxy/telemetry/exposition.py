@@ -81,6 +81,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Sessions of lost backends that were made anew at another, without their state.",
         ("pool", "result"),
     ),
+    "ejections_total": ("Backends left out for a while because they failed.", ("pool",)),
     "store_errors_total": ("The session registry could not be asked.", ("operation",)),
     "access_log_dropped_total": ("Access lines lost because they could not be written.", ()),
 }
@@ -110,6 +111,10 @@ class Exposition:
         self._registry = CollectorRegistry(auto_describe=False)
         for collector in (self, *others):
             self._registry.register(collector)
+
+    def register(self, collector: Collector) -> None:
+        """One more of ``others``."""
+        self._registry.register(collector)
 
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """The exposition and its content type, negotiated by the scraper's ``Accept``."""

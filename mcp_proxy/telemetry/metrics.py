@@ -23,6 +23,8 @@ from mcp_proxy.telemetry.snapshot import Histogram, Labels, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prometheus_client.registry import Collector
+
     from mcp_proxy.telemetry import RequestRecord
     from mcp_proxy.telemetry.snapshot import GaugeSnapshot
 
@@ -104,9 +106,14 @@ class Metrics:
         self._lookups: Counter[Labels] = Counter()
         self._store_errors: Counter[Labels] = Counter()
         self._reinitialized: Counter[Labels] = Counter()
+        self._ejections: Counter[Labels] = Counter()
         self._exposition = Exposition(
             self.snapshot, [ProcessCollector(registry=None), PlatformCollector(registry=None)]
         )
+
+    def register(self, collector: Collector) -> None:
+        """Show its metrics as well."""
+        self._exposition.register(collector)
 
     # -- the hot path
 
@@ -163,6 +170,9 @@ class Metrics:
     def reinitialized(self, pool: str, result: str) -> None:
         self._reinitialized[pool, result] += 1
 
+    def ejected(self, pool: str) -> None:
+        self._ejections[pool,] += 1
+
     def upstream_failure(self, pool: str, phase: str) -> None:
         self._upstream_failures[pool, phase] += 1
 
@@ -190,6 +200,7 @@ class Metrics:
             "session_lookups_total": self._lookups,
             "store_errors_total": self._store_errors,
             "reinitializations_total": self._reinitialized,
+            "ejections_total": self._ejections,
             "access_log_dropped_total": {(): gauges.log_lines_dropped},
         }
         histograms = {

@@ -83,8 +83,12 @@ class Transport(Protocol):
     @property
     def open_connections(self) -> int: ...
 
+    @property
+    def is_idle(self) -> bool:
+        """No call is in progress."""
+
     def sweep(self, at_s: float) -> None:
-        """Fire due timeouts; a job for the Ticker."""
+        """Fire due timeouts; a job for the Ticker. Costs next to nothing while nothing is open."""
 
     async def aclose(self) -> None:
         """Close idle connections and abort calls in progress. Idempotent."""

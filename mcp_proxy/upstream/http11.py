@@ -16,6 +16,7 @@ from typing import Final
 from mcp_proxy.clock import Deadlines
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.upstream import Call, Outgoing, Receiver, Spawner
+from mcp_proxy.upstream.berths import Berths
 from mcp_proxy.upstream.connection import Connection, Known
 
 IDLE_S: Final = 4.0
@@ -39,15 +40,20 @@ class Http11Transport:
         port: int,
         *,
         tasks: Spawner,
+        berths: Berths | None = None,
+        name: str | None = None,
+        server_name: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         connect_timeout_s: float | None = None,
         head_timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
     ) -> None:
+        """``name``: for the Host header, instead of ``host``. ``server_name``: for TLS, instead of both."""
         self._host = host
         self._port = port
         self._ssl = ssl_context
         self._tasks = tasks
+        self._berths = berths or Berths(IDLE_LIMIT)
         self._connect_timeout_s = connect_timeout_s
         self._open: set[Connection] = set()
         self._dials: set[_Dial] = set()
@@ -57,7 +63,9 @@ class Http11Transport:
         self._watched = head_timeout_s is not None or idle_timeout_s is not None
         self._known: dict[bytes, Known] = {}
         self._closed = False
-        authority = f"[{host}]" if ":" in host else host
+        name = name or host
+        self._server_name = (server_name or name) if ssl_context is not None else None
+        authority = f"[{name}]" if ":" in name else name
         self._authority = f"{authority}:{port}".encode()
 
     def __repr__(self) -> str:
@@ -66,6 +74,10 @@ class Http11Transport:
     @property
     def open_connections(self) -> int:
         return len(self._open)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._dials and len(self._open) == len(self._idle)
 
     def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
         if not fresh:
@@ -93,15 +105,28 @@ class Http11Transport:
 
     async def dial(self) -> Connection:
         """A new connection. Raises OSError (ssl.SSLError and TimeoutError included)."""
-        async with asyncio.timeout(self._connect_timeout_s):
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(self, self._authority, watched=self._watched),
-                self._host,
-                self._port,
-                ssl=self._ssl,
-            )
+        try:
+            if self._berths.take(self):
+                await asyncio.sleep(0)  # the descriptor of the other one is free then
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self, self._authority, watched=self._watched),
+                    self._host,
+                    self._port,
+                    ssl=self._ssl,
+                    server_hostname=self._server_name,
+                )
+        except BaseException:
+            self._berths.leave(self)
+            raise
         self._open.add(connection)
         return connection
+
+    def close_idle(self) -> bool:
+        if not self._idle:
+            return False
+        self._idle.trim(len(self._idle) - 1)
+        return True
 
     async def probe(self) -> bool | None:
         try:
@@ -115,6 +140,8 @@ class Http11Transport:
 
     def sweep(self, at_s: float) -> None:
         """Fire due timeouts; a job for the Ticker."""
+        if not self._open:
+            return
         self._idle.sweep(at_s)
         self._idle.trim(IDLE_LIMIT)
         self._head_due.sweep(at_s)
@@ -147,7 +174,9 @@ class Http11Transport:
         self._known[session] = known
 
     def gone(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        if connection in self._open:  # else its dial lets go of the berth
+            self._open.remove(connection)
+            self._berths.leave(self)
         self._idle.disarm(connection)
         self._head_due.disarm(connection)
         self._body_due.disarm(connection)

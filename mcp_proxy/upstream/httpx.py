@@ -45,6 +45,8 @@ class HttpxTransport:
         *,
         origin: str,
         tasks: Spawner,
+        name: str | None = None,
+        server_name: str | None = None,
         connect_timeout_s: float | None = None,
         head_timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
@@ -52,12 +54,14 @@ class HttpxTransport:
         http2: bool = False,
         proxy: str | None = None,
     ) -> None:
-        """``origin``: ``scheme://host:port``. ``proxy``: URL of an egress proxy, with credentials
+        """``origin``: ``scheme://host:port``. ``name``: for the Host header, instead of that host.
+        ``server_name``: for TLS, instead of both. ``proxy``: URL of an egress proxy, with credentials
         if it wants them; ``http``, ``https``, ``socks5`` or ``socks5h``. ``http2``: offered by
         ALPN, so only over TLS. Raises StartupError if a library for that is not installed."""
-        _require("h2", http2, "http2: true needs the extra http2: pip install 'mcp-reverse-proxy[http2]'")
-        _require("socksio", (proxy or "").startswith("socks"), "a SOCKS proxy needs: pip install socksio")
+        self.require(http2=http2, proxy=proxy)
         self.url = httpx2.URL(origin)
+        self.authority = self.url.netloc if name is None else self.url.copy_with(host=name).netloc
+        self.server_name = server_name or name
         self.connect_timeout_s = connect_timeout_s
         self.head_due: Deadlines[HttpxCall] = Deadlines(head_timeout_s, HttpxCall.expire_head)
         self.body_due: Deadlines[HttpxCall] = Deadlines(idle_timeout_s, HttpxCall.expire_body)
@@ -72,6 +76,12 @@ class HttpxTransport:
         self._shared = [self._open_lane(keep=IDLE_LIMIT)]
         self._calls: set[HttpxCall] = set()
 
+    @staticmethod
+    def require(*, http2: bool, proxy: str | None) -> None:
+        """Raises StartupError if a library that the arguments need is not installed."""
+        _require("h2", http2, "http2: true needs the extra http2: pip install 'mcp-reverse-proxy[http2]'")
+        _require("socksio", (proxy or "").startswith("socks"), "a SOCKS proxy needs: pip install socksio")
+
     def __repr__(self) -> str:
         return f"<HttpxTransport {self.url} open={self.open_connections} calls={len(self._calls)}>"
 
@@ -79,6 +89,10 @@ class HttpxTransport:
     def open_connections(self) -> int:
         alone = {call.lane for call in self._calls}.difference(self._shared)
         return sum(lane.open_connections for lane in (*self._shared, *alone))
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._calls
 
     def send(self, outgoing: Outgoing, receiver: Receiver, *, fresh: bool = False) -> Call:
         lane = self._open_lane(keep=0) if fresh or outgoing.stream else self._shared_lane()

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import httpx2
 
@@ -62,6 +62,8 @@ class Owner(Protocol):
     """The transport, as its calls see it."""
 
     url: httpx2.URL
+    authority: bytes
+    server_name: str | None
     connect_timeout_s: float | None
     head_due: Deadlines[HttpxCall]
     body_due: Deadlines[HttpxCall]
@@ -175,19 +177,22 @@ class HttpxCall:
 
     async def _open(self) -> httpx2.Response:
         outgoing, owner = self._outgoing, self._owner
-        headers = [(b"host", owner.url.netloc), *outgoing.headers]
+        headers = [(b"host", owner.authority), *outgoing.headers]
         if outgoing.body or outgoing.method == b"POST":
             headers.append((b"content-length", b"%d" % len(outgoing.body)))
+        extensions: dict[str, Any] = {
+            "target": outgoing.target,  # the bytes as they are; a URL would be normalised
+            "timeout": {"connect": owner.connect_timeout_s, "pool": owner.connect_timeout_s},
+            "trace": self._trace,
+        }
+        if owner.server_name is not None:
+            extensions["sni_hostname"] = owner.server_name
         request = httpx2.Request(
             outgoing.method.decode("ascii"),
             owner.url,
             headers=headers,
             stream=httpx2.ByteStream(outgoing.body),
-            extensions={
-                "target": outgoing.target,  # the bytes as they are; a URL would be normalised
-                "timeout": {"connect": owner.connect_timeout_s, "pool": owner.connect_timeout_s},
-                "trace": self._trace,
-            },
+            extensions=extensions,
         )
         with self._mapped():
             return await self.lane.transport.handle_async_request(request)

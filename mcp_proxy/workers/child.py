@@ -3,8 +3,9 @@
 Rules of this file:
 * Everything that is an identity (keys, pseudonyms, connections) is made here, after the process began.
 * The link decides about the end. A signal that reaches every process of a group or a container at
-  once must not count for two: SIGINT is ignored, SIGTERM drains and never hurries.
-* Without a parent nobody restarts, stops or watches a worker: it drains.
+  once must not count for two: SIGINT and SIGHUP are ignored, SIGTERM drains and never hurries.
+* Without a parent nobody restarts, stops or watches a worker: it drains, without a delay, for the next
+  parent wants the port.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import uvloop
 
 from mcp_proxy.app import Service
 from mcp_proxy.errors import StartupError
-from mcp_proxy.process import data_server, prepare_process, spare_the_collector
+from mcp_proxy.process import data_server, prepare_process, reload, spare_the_collector
 from mcp_proxy.tasks import Tasks
+from mcp_proxy.view import ServiceView
 from mcp_proxy.workers import calls
 from mcp_proxy.workers.link import answer_calls
 
@@ -38,6 +40,7 @@ LAST_WORD_S: Final = 5.0
 def main(data_fd: int, link_fd: int) -> None:
     """Runs until the end; both descriptors are the worker's now."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     uvloop.run(_run(socket.socket(fileno=data_fd), socket.socket(fileno=link_fd)))
 
 
@@ -48,7 +51,7 @@ async def _run(data_socket: socket.socket, link: socket.socket) -> None:
     loop.add_signal_handler(signal.SIGTERM, worker.drain)
     loop.add_signal_handler(signal.SIGUSR1, worker.reopen)
     answering = tasks.spawn(answer_calls(link, worker.handlers(), tasks))
-    answering.add_done_callback(lambda _: worker.drain())
+    answering.add_done_callback(lambda _: worker.stop())
     await worker.over.wait()
     await asyncio.wait([answering], timeout=LAST_WORD_S)
     await tasks.aclose()
@@ -62,6 +65,7 @@ class Worker:
         self._socket = data_socket
         self._tasks = tasks
         self._service: Service | None = None
+        self._view: ServiceView | None = None
         self._server: Server | None = None
 
     def handlers(self) -> Mapping[str, tuple[Call[Any], Handler]]:
@@ -69,16 +73,17 @@ class Worker:
             (calls.SERVE, self.serve),
             (calls.DRAIN, self.drain),
             (calls.HURRY, self.hurry),
+            (calls.RELOAD, self.reload),
             (calls.REOPEN, self.reopen),
             (calls.ENDED, self.ended),
         ]
-        of_service = [(call, self._of_service(call.name)) for call in calls.OF_SERVICE]
-        return {call.name: (call, handler) for call, handler in own + of_service}
+        of_view = [(call, self._of_view(call.name)) for call in calls.OF_VIEW]
+        return {call.name: (call, handler) for call, handler in own + of_view}
 
-    def _of_service(self, name: str) -> Handler:
+    def _of_view(self, name: str) -> Handler:
         def handler(*arguments: object) -> Any:
-            assert self._service is not None, "the worker has not begun to serve"
-            return getattr(self._service, name)(*arguments)
+            assert self._view is not None, "the worker has not begun to serve"
+            return getattr(self._view, name)(*arguments)
 
         return handler
 
@@ -88,12 +93,13 @@ class Worker:
         if self.over.is_set():
             raise StartupError("the worker was stopped before it began")
         prepare_process(told.log_level)
-        service = Service(told.config)
+        service = Service(told.config, digest_key=told.digest_key)
         server = data_server(service, self._socket)
         spare_the_collector()
         listens = asyncio.get_running_loop().create_future()
         server.on_started = lambda: listens.set_result(None)
         self._service, self._server = service, server
+        self._view = ServiceView(service, server.drain)
         serving = self._tasks.spawn(self._serve(server))
         await asyncio.wait([listens, serving], return_when=asyncio.FIRST_COMPLETED)
         if not listens.done():
@@ -107,19 +113,29 @@ class Worker:
 
     async def ended(self) -> Snapshot:
         await self.over.wait()
-        assert self._service is not None
-        return self._service.snapshot()
+        assert self._view is not None
+        return self._view.snapshot()
 
     def drain(self) -> None:
         if self._server is None:
             self.over.set()
         else:
-            self._server.should_exit = True
+            self._server.drain()
+
+    def stop(self) -> None:
+        self.drain()
+        if self._server is not None:
+            self._server.stop()
 
     def hurry(self) -> None:
         self.drain()
         if self._server is not None:
-            self._server.force_exit = True
+            self._server.hurry()
+
+    def reload(self, config: bytes) -> None:
+        assert self._service is not None
+        assert self._server is not None
+        reload(self._server, self._service, pickle.loads(config))
 
     def reopen(self) -> None:
         if self._service is not None:

@@ -44,7 +44,7 @@ SETTLED_S: Final = 10.0
 BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a worker is replaced, by the number of those before it that did not settle."""
 LEAVE_S: Final = 15.0
-"""Beyond ``limits.drain``, for streams to be ended, tasks to unwind and logs to be written."""
+"""Beyond ``drain_s``, for streams to be ended, tasks to unwind and logs to be written."""
 
 
 class Worker:
@@ -87,6 +87,7 @@ class Crew:
     """
 
     def __init__(self, size: int, data_socket: socket.socket, setup: bytes, *, drain_s: float) -> None:
+        """``drain_s``: how long a worker may serve after it was told to drain."""
         self.workers: list[Worker | None] = [None] * size
         self.restarts = 0
         self.is_stopping = False
@@ -94,6 +95,8 @@ class Crew:
         """Every worker ended by itself when it was told to."""
         self._socket = data_socket
         self._setup = setup
+        self._config = b""
+        """As the last reload said, for a worker that was starting meanwhile."""
         self._drain_s = drain_s
         self._tasks = Tasks()
         self._keepers: list[asyncio.Task[None]] = []
@@ -128,6 +131,27 @@ class Crew:
         with contextlib.suppress(WorkerError):
             await worker.link.ask(call, wait_s=None)
 
+    async def reload(self, setup: bytes, config: bytes, *, drain_s: float) -> None:
+        """Put the pickled ``config`` in force in every worker, and ``setup`` for those to come. Raises
+        StartupError if it cannot be used; the first worker finds that out, and then no other is asked."""
+        told: set[Worker] = set()
+        while left := [worker for worker in self.serving if worker not in told]:
+            try:
+                await left[0].link.ask(calls.RELOAD, config, wait_s=START_S)
+            except (StartupError, WorkerError, TimeoutError) as error:
+                if isinstance(error, StartupError) and not told:
+                    raise
+                self._replace(left[0])
+            told.add(left[0])
+        self._setup, self._config, self._drain_s = setup, config, drain_s
+
+    def _replace(self, worker: Worker) -> None:
+        """It has not taken over a configuration that others have."""
+        if worker.is_serving and not self.is_stopping:
+            logger.error("worker %d could not be told the new configuration and is replaced", worker.pid)
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                worker.process.kill()
+
     # --- beginning and end -----------------------------------------------------------
 
     async def start(self) -> None:
@@ -138,7 +162,8 @@ class Crew:
         self._tasks.spawn(self._poll())
 
     def stop(self) -> None:
-        """Let the workers drain. Idempotent."""
+        """Let the workers drain, delay and all; what SIGTERM does, and a request of an operator.
+        Idempotent."""
         if self.is_stopping:
             return
         self.is_stopping = True
@@ -185,7 +210,7 @@ class Crew:
             began_s = clock.now()
             try:
                 await self._one(slot)
-            except (StartupError, OSError, TimeoutError) as error:
+            except (StartupError, WorkerError, OSError, TimeoutError) as error:
                 self._failed_to_start(str(error) or "a worker took too long to start")
             if clock.now() - began_s >= SETTLED_S:
                 unsettled = 0
@@ -234,8 +259,7 @@ class Crew:
 
     async def _serve(self, worker: Worker) -> None:
         try:
-            await worker.link.ask(calls.SERVE, self._setup, wait_s=START_S)
-            worker.status = await worker.link.ask(calls.STATUS, wait_s=START_S)
+            await self._begin(worker)
             worker.is_serving = True
             if len(self.serving) == len(self.workers) and not self._began.done():
                 self._began.set_result(None)
@@ -250,6 +274,15 @@ class Crew:
         else:
             if not self.is_stopping:
                 logger.warning("worker %d ended", worker.pid)
+
+    async def _begin(self, worker: Worker) -> None:
+        """Returns when it serves as the others do, and no reload can have missed it."""
+        setup = self._setup
+        await worker.link.ask(calls.SERVE, setup, wait_s=START_S)
+        worker.status = await worker.link.ask(calls.STATUS, wait_s=START_S)
+        while setup is not self._setup:
+            setup = self._setup
+            await worker.link.ask(calls.RELOAD, self._config, wait_s=START_S)
 
     async def _poll(self) -> None:
         while True:

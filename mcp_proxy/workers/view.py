@@ -8,38 +8,49 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import PlatformCollector
 
 from mcp_proxy import __version__, clock
 from mcp_proxy.admin import BackendStatus, Check, PoolStatus, Status, WorkerStatus
+from mcp_proxy.admin.standing import merged
 from mcp_proxy.telemetry.exposition import Exposition
+from mcp_proxy.telemetry.recent import Recent, split, together
 from mcp_proxy.workers import calls
 from mcp_proxy.workers.crew import ANSWER_S, Crew, Worker
 from mcp_proxy.workers.group import Group
-from mcp_proxy.workers.link import WorkerError
+from mcp_proxy.workers.link import Call, WorkerError
 from mcp_proxy.workers.sessions import CrewSessions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mcp_proxy.config import Config
+    from mcp_proxy.reload import Reloader
     from mcp_proxy.sessions import Listed, Page
 
-_SHARED_LIMITS = ("streams", "connections")
+_SHARED_LIMITS = ("streams", "requests", "connections")
 """Limits of which every worker has a share of its own."""
 
 
 class CrewView:
     """Implements AdminView."""
 
-    def __init__(self, crew: Crew, config: Config) -> None:
+    def __init__(self, crew: Crew, config: Config, reloader: Reloader) -> None:
         self._crew = crew
-        self._config = config
+        self._reloader = reloader
         self._sessions = CrewSessions(crew, is_shared=config.sessions.url is not None)
-        self._pools = {route.path: route.pool for route in config.routes}
         self._started_s = clock.now()
-        others = [Group(crew), PlatformCollector(registry=None)]
+        others = [Group(crew), PlatformCollector(registry=None), reloader]
         self._exposition = Exposition(crew.total, others)
+        self.drain_proxy = crew.stop
+        self.follow(config)
+
+    def follow(self, config: Config) -> None:
+        """Another configuration is in force."""
+        self._config = config
+        self._pools = {route.path: route.pool for route in config.routes}
 
     def alive(self) -> bool:
         return True
@@ -60,7 +71,7 @@ class CrewView:
         lines = [Check("workers", is_ready, state)]
         for slot, worker in enumerate(crew.workers, 1):
             lines.append(Check(f"worker {slot}", True, _state(worker, answers, able)))
-        return lines + _best(answers, able)
+        return [*lines, *_best(answers, able), self._reloader.check()]
 
     async def status(self) -> Status:
         async def ask(worker: Worker) -> None:
@@ -79,6 +90,7 @@ class CrewView:
             pools=_pools([status for _, status in known]),
             limits=_limits([status for _, status in known]),
             counters=crew.total().totals(),
+            draining=crew.is_stopping,
             workers=[
                 WorkerStatus(worker.pid, status.uptime_s, worker.snapshot.gauges.inflight)
                 for worker, status in known
@@ -90,6 +102,41 @@ class CrewView:
             return None
         await self._crew.each(Worker.refresh)
         return self._exposition.render(accept)
+
+    async def recent(self, cursor: str) -> Recent:
+        cursors = split(cursor)
+        answers: dict[str, Recent] = {}
+
+        async def ask(worker: Worker) -> None:
+            name = str(worker.pid)
+            with contextlib.suppress(WorkerError, TimeoutError):
+                answers[name] = await worker.link.ask(calls.RECENT, cursors.get(name, ""), wait_s=ANSWER_S)
+
+        await self._crew.each(ask)
+        return together(answers)
+
+    def configuration(self) -> dict[str, Any]:
+        return self._config.model_dump(mode="json", by_alias=True)
+
+    # --- backends --------------------------------------------------------------------
+
+    async def drain_backend(
+        self, backend_id: str, pool: str | None, seconds: float | None
+    ) -> list[BackendStatus]:
+        return await self._of_all(calls.DRAIN_BACKEND, backend_id, pool, seconds)
+
+    async def undrain_backend(self, backend_id: str, pool: str | None) -> list[BackendStatus]:
+        return await self._of_all(calls.UNDRAIN_BACKEND, backend_id, pool)
+
+    async def _of_all(self, call: Call[list[BackendStatus]], *arguments: Any) -> list[BackendStatus]:
+        answers: list[list[BackendStatus]] = []
+
+        async def ask(worker: Worker) -> None:
+            with contextlib.suppress(WorkerError, TimeoutError):
+                answers.append(await worker.link.ask(call, *arguments, wait_s=ANSWER_S))
+
+        await self._crew.each(ask)
+        return _together(backend for answer in answers for backend in answer)
 
     # --- sessions --------------------------------------------------------------------
 
@@ -133,26 +180,28 @@ def _best(answers: dict[int, list[Check]], able: set[int]) -> list[Check]:
     return []
 
 
-def _pools(statuses: list[Status]) -> dict[str, PoolStatus]:
-    together: dict[str, dict[str, BackendStatus]] = {}
+def _together(statuses: Iterable[BackendStatus]) -> list[BackendStatus]:
+    """What several workers say of the same backends, as one."""
+    known: dict[tuple[str, str], BackendStatus] = {}
     for status in statuses:
-        for name, pool in status.pools.items():
-            backends = together.setdefault(name, {})
-            for backend in pool.backends:
-                known = backends.get(backend.id)
-                backends[backend.id] = backend if known is None else _sum(known, backend)
-    return {name: PoolStatus(list(backends.values())) for name, backends in together.items()}
+        name = status.pool, status.id
+        known[name] = merged(known[name], status) if name in known else status
+    return list(known.values())
 
 
-def _sum(one: BackendStatus, other: BackendStatus) -> BackendStatus:
-    """Up when neither found it down, as in the metrics."""
-    return BackendStatus(
-        one.id,
-        up=one.up and other.up,
-        sessions=one.sessions + other.sessions,
-        inflight=one.inflight + other.inflight,
-        streams=one.streams + other.streams,
-    )
+def _pools(statuses: list[Status]) -> dict[str, PoolStatus]:
+    names = dict.fromkeys(name for status in statuses for name in status.pools)
+    return {
+        name: PoolStatus(
+            _together(
+                backend
+                for status in statuses
+                if name in status.pools
+                for backend in status.pools[name].backends
+            )
+        )
+        for name in names
+    }
 
 
 def _limits(statuses: list[Status]) -> dict[str, int | float | None]:

@@ -15,12 +15,14 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from tests.bench import candidates, load, report
+from tests.bench import candidates, decisions, load, report
 from tests.bench.measure import Bench, Options
 from tests.bench.procs import BenchError, free_port, raise_file_limit
 
 BUILD = Path("build").absolute()
 PROFILED_LINES = 40
+_NAMES = (*candidates.CANDIDATES, decisions.PHASE)
+"""What ``--only`` may name: who is measured, and what is measured without any of them."""
 _LIBRARIES = ("httptools", "uvicorn", "uvloop", "msgspec", "prometheus-client")
 
 
@@ -65,21 +67,30 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds per question (5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one round (2)")
     parser.add_argument("--streams", type=int, default=5000, help="idle GET streams (5000)")
-    parser.add_argument("--only", help=f"comma-separated: {','.join(candidates.CANDIDATES)}")
+    parser.add_argument("--only", help=f"comma-separated: {','.join(_NAMES)}")
     parser.add_argument("--smoke", action="store_true", help="does it run at all: short, small, no goals")
     parser.add_argument("--profile", choices=candidates.OURS, help="profile one of our doors instead")
     return parser.parse_args()
 
 
 def _options(arguments: argparse.Namespace, directory: Path) -> Options:
-    names = tuple(arguments.only.split(",")) if arguments.only else tuple(candidates.CANDIDATES)
-    unknown = [name for name in names if name not in candidates.CANDIDATES]
+    asked = arguments.only.split(",") if arguments.only else _NAMES
+    unknown = [name for name in asked if name not in _NAMES]
     if unknown:
         sys.exit(f"unknown candidate: {', '.join(unknown)}")
+    names = tuple(name for name in asked if name in candidates.CANDIDATES)
     file_limit = raise_file_limit()
     # A proxied stream takes two descriptors; HAProxy wants some room beside them.
     streams = min(arguments.streams, file_limit * 2 // 5)
-    options = Options(directory, names, file_limit, arguments.rounds, arguments.seconds, streams=streams)
+    options = Options(
+        directory,
+        names,
+        file_limit,
+        arguments.rounds,
+        arguments.seconds,
+        streams=streams,
+        decides=decisions.PHASE in asked,
+    )
     if arguments.smoke:
         return options._replace(
             rounds=1,

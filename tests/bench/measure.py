@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import candidates, load, registry
+from tests.bench import candidates, decisions, load, registry
 from tests.bench.backend import FLOOD_CHUNK_BYTES
 from tests.bench.procs import BenchError, Process, free_port
 from tests.bench.report import Numbers, Results, percentile
@@ -41,6 +41,8 @@ class Options(NamedTuple):
     flood_mib: int = 64
     compares_streams: bool = True
     """Whether calls beside idle streams are compared with calls beside none."""
+    decides: bool = True
+    """Whether routing decisions are measured, which needs none of ``names``."""
 
 
 class Instance(NamedTuple):
@@ -66,6 +68,13 @@ class Bench:
         self._instances = 0
 
     def run(self) -> None:
+        if self.options.decides:
+            self._say(decisions.PHASE)
+            decisions.run(self.results, self.options.rounds, self.options.seconds)
+        if self.options.names:
+            self._measure()
+
+    def _measure(self) -> None:
         with self.backend() as backend, ExitStack() as stack:
             running = [*self._started(stack, backend), Instance(DIRECT, backend.port, None)]
             self.rounds("calls", running, backend, self.calls)

@@ -38,6 +38,10 @@ GOALS = (
     Goal("redis: operations per warm request", "lookups", "redis", "warm", False, 0.0),
     Goal("redis: operations per cold request", "lookups", "redis", "cold", False, 1.0),
     Goal("CPU per call and replica, 3 x 1", "replicas", "3 replicas", "cpu_us", True, 1.1, "1 replica"),
+    *(
+        Goal(f"{policy}: routing decision, 1,000 backends x 2", "decisions", policy, "ratio", False, 1.2)
+        for policy in ("least_sessions", "least_inflight", "round_robin", "hash")
+    ),
     Goal("http11: MiB that a stalled reader costs", "stall", "http11", "growth_mib", False, 8.0),
 )
 
@@ -149,6 +153,15 @@ TABLES = (
             Column("calls/s", "per_s", "{:,.0f}"),
         ),
         "1 replica",
+    ),
+    Table(
+        "decisions",
+        "routing decision, CPU us: who is next, and the recount that follows",
+        (
+            Column("2 backends", "small_us", "{:.2f}"),
+            Column("1,000", "large_us", "{:.2f}"),
+            Column("ratio", "ratio", "{:.2f}"),
+        ),
     ),
 )
 

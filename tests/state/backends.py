@@ -105,6 +105,10 @@ class FakeWire:
     def open_connections(self) -> int:
         return len(self.lines)
 
+    @property
+    def is_idle(self) -> bool:
+        return self.open_connections == 0
+
     def sweep(self, at_s: float) -> None:
         """No timeouts here."""
 

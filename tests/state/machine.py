@@ -195,7 +195,7 @@ class AnyHistory(Clients):
             open_streams = sum(
                 client.replica is replica for one in self.model.sessions for client in one.open_streams
             )
-            assert replica.gateway.streams == open_streams == len(replica.gateway.live)
+            assert replica.gateway.quotas.streams == open_streams == len(replica.gateway.live)
 
     def every_key_in_redis_expires(self) -> None:
         if self.has_registry and self.server.answers:

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple, Protocol
 
 from mcp_proxy.admission import Porter
 from mcp_proxy.backends import Backend
-from mcp_proxy.backends.balance import RoundRobin
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
 from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
+from mcp_proxy.quotas import Quotas
 from mcp_proxy.recorder import Recorder
 from mcp_proxy.sessions import SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
@@ -32,6 +32,7 @@ from tests.state.backends import FakeBackend, FakeWire
 from tests.state.registry import PREFIX, AgeingRedis
 from tests.unit.actors import StrictReply
 from tests.unit.gatehouse import Journal, by_header
+from tests.unit.poolside import pool_of
 
 
 class Surroundings(Protocol):
@@ -82,8 +83,10 @@ def _seal() -> Seal:
         digest = hashlib.sha256(secret.encode())
         return Derived(digest.digest(), digest.hexdigest()[:8].encode())
 
-    ids = {route: [FakeBackend(letter, []).id for letter in letters] for route, letters in ROUTES.items()}
-    return Seal(["a secret of the test"], ids, derive)
+    seal = Seal(["a secret of the test"], derive)
+    for route, letters in ROUTES.items():
+        seal.know(route, [FakeBackend(letter, []).id for letter in letters])
+    return seal
 
 
 class Client:
@@ -141,26 +144,13 @@ class Replica:
             meters=self.journal,
             body_limit=100_000,
             json_hold=1000,
-            streams_limit=1000,
+            quotas=Quotas(streams=1000, requests=1000),
         )
 
     def _pool(self, route: str, world: Surroundings) -> Pool:
-        wires: dict[str, FakeWire] = {}
-        backends = []
-        for letter in ROUTES[route]:
-            fake = world.backends[letter]
-            wires[fake.id] = FakeWire(self.name, fake)
-            backends.append(Backend(f"{letter}.example", 8000, b"/mcp"))
+        wires = {f"{letter}.example": FakeWire(self.name, world.backends[letter]) for letter in ROUTES[route]}
         self.wires += wires.values()
-        return Pool(
-            route,
-            backends,
-            wires,
-            RoundRobin(),
-            lost_after_s=LOST_AFTER_S,
-            authorization=None,
-            reinitializes=route == "/again",
-        )
+        return pool_of(wires, *wires, name=route, lost_after_s=LOST_AFTER_S, reinitializes=route == "/again")
 
     def _store(self, world: Surroundings, watch: SessionWatch) -> SessionStore:
         shape = world.shape
@@ -230,3 +220,6 @@ class Replica:
 
     async def close(self) -> None:
         await self.gateway.aclose()
+        for pool in self.pools.values():
+            await pool.aclose()
+        await self.store.aclose()

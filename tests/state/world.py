@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from mcp_proxy.backends import absence
 from mcp_proxy.clock import now
 from mcp_proxy.sessions import settled
 from mcp_proxy.wire import Headers, Rejection, Request
@@ -151,7 +152,6 @@ class World:
             self.redis.pass_time(step_s)
             for replica in self.replicas:
                 for backend in replica.backends():
-                    backend.avoid_until_s -= step_s
                     if backend.unreachable_since_s is not None:
                         backend.unreachable_since_s -= step_s
             self.run(self._tick())
@@ -160,6 +160,8 @@ class World:
         for replica in self.replicas:
             replica.store.sweep(self.at_s)
             replica.gateway.sweep(self.at_s)
+            for pool in replica.pools.values():
+                pool.sweep(now() + absence.LOOK_S)  # a step is longer than that
         await self._settle()
 
     # --- clients ---------------------------------------------------------------------

@@ -36,7 +36,7 @@ def main(file: str) -> int:
         print(f"listening on {listen}", file=sys.stderr)
 
     try:
-        return run(loaded.config, log_level=loaded.log_level, on_started=on_started, identify=identify)
+        return run(loaded, on_started=on_started, identify=identify)
     except StartupError as error:
         print(error, file=sys.stderr)
         return EXIT_NOT_STARTED

@@ -189,6 +189,10 @@ class ScriptedTransport:
     def open_connections(self) -> int:
         return sum(not attempt.is_over for attempt in self.attempts if attempt.backend == self._backend)
 
+    @property
+    def is_idle(self) -> bool:
+        return self.open_connections == 0
+
     def sweep(self, at_s: float) -> None:
         """No timeouts here."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 from mcp_proxy.downstream.http11 import Http11Protocol
-from mcp_proxy.downstream.settings import DoorSettings
+from mcp_proxy.downstream.settings import DoorLimits, DoorSettings
 from mcp_proxy.replies import render
 from mcp_proxy.wire import Rejection, Reply, Request
 from tests.tools.wire import pieces
@@ -42,6 +43,9 @@ class Conversation:
 
     def drain(self) -> None:
         self.events.append("drain")
+
+    def expire(self) -> None:
+        self.events.append("expire")
 
 
 @dataclass
@@ -96,9 +100,9 @@ class ScriptedHandler:
         return [rejection.reason for _, rejection in self.refused]
 
 
-def settings(handler: ScriptedHandler, **options: float | None) -> DoorSettings:
-    limits = {"head_limit": 32 * 1024, "fields_limit": 100, "head_timeout_s": 10.0, "connections_limit": 100}
-    return DoorSettings(handler, **(limits | options))  # type: ignore[arg-type]
+def settings(handler: ScriptedHandler, *, connections_limit: int = 100, **options: Any) -> DoorSettings:
+    limits = DoorLimits(**({"head": 32 * 1024, "fields": 100, "head_timeout_s": 10.0} | options))
+    return DoorSettings(handler, limits, connections_limit=connections_limit)
 
 
 class Door:
@@ -110,7 +114,7 @@ class Door:
         *,
         process: DoorSettings | None = None,
         transport: FakeTransport | None = None,
-        **options: float | None,
+        **options: Any,
     ) -> None:
         self.handler = handler or ScriptedHandler()
         self.process = process or settings(self.handler, **options)

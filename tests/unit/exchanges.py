@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mcp_proxy.admission import Admitted, Porter
-from mcp_proxy.backends import Backend
-from mcp_proxy.backends.balance import RoundRobin
+from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
-from mcp_proxy.exchange import Exchange, State
+from mcp_proxy.exchange import EVENT_REST_S, Exchange, State
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.policy.origin import OriginGuard
-from mcp_proxy.pools import Pool
 from mcp_proxy.routing import Plan, plan_get, plan_post
 from mcp_proxy.tap import Owned
 from mcp_proxy.upstream import Outgoing
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 from tests.unit.actors import Attempt, ScriptedTransport, StrictReply
+from tests.unit.poolside import pool_of
 
 HOLD = 100
 CALL = b'{"jsonrpc":"2.0","id":"\\u0061","method":"tools/call","params":{"name":"x"}}'
@@ -30,6 +29,7 @@ class Director:
     json_hold = HOLD
 
     def __init__(self) -> None:
+        self.parting_due: Deadlines[Exchange] = Deadlines(EVENT_REST_S, Exchange.part_now)
         self.finishes: list[tuple[Fault, Phase]] = []
         self.streams = 0
         self.errors: list[UpstreamError] = []
@@ -70,17 +70,10 @@ class Rig:
     def __init__(self, *, listens: bool = False, is_stream: bool = False) -> None:
         self.director = Director()
         self.reply = StrictReply()
-        self.backend = Backend("backend.example", 80, b"/mcp")
         self.attempts: list[Attempt] = []
-        self.transport = ScriptedTransport(self.backend.id, self.attempts)
-        self.pool = Pool(
-            "pool",
-            [self.backend],
-            {self.backend.id: self.transport},
-            RoundRobin(),
-            lost_after_s=10,
-            authorization=None,
-        )
+        self.transport = ScriptedTransport("backend", self.attempts)
+        self.pool = pool_of(lambda _: self.transport, "backend.example")
+        (self.backend,) = self.pool.backends
         admission = admitted(b"GET", (b"mcp-session-id", b"s")) if listens else admitted()
         self.exchange = Exchange(self.director, admission, self.pool, b"" if listens else CALL, self.reply)
         if not listens:

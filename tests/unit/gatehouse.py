@@ -8,7 +8,6 @@ from typing import Any
 
 from mcp_proxy.admission import Porter
 from mcp_proxy.backends import Backend
-from mcp_proxy.backends.balance import RoundRobin
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.gateway import Gateway
@@ -16,6 +15,7 @@ from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.policy import Identify, Principal, anonymous
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
+from mcp_proxy.quotas import Quotas
 from mcp_proxy.recorder import Recorder
 from mcp_proxy.sessions import SessionKey, SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
@@ -24,6 +24,7 @@ from mcp_proxy.telemetry import RequestRecord
 from mcp_proxy.watch import SessionWatch
 from mcp_proxy.wire import Headers, Rejection, Request
 from tests.unit.actors import Attempt, ScriptedTransport, StrictReply
+from tests.unit.poolside import pool_of
 from tests.unit.slow_store import SlowStore
 
 HOLD = 1000
@@ -109,20 +110,18 @@ class Gatehouse:
         self.journal = Journal()
         self.attempts: list[Attempt] = []
         self.tasks = Tasks()
-        self.backends = [Backend(f"backend{number}.example", 8000, b"/mcp") for number in range(backends)]
-        self.transports = {
-            backend.id: ScriptedTransport(backend.id, self.attempts) for backend in self.backends
-        }
-        self.pool = pool(
-            "pool",
-            self.backends,
-            self.transports,
-            RoundRobin(),
+        self.transports: dict[str, ScriptedTransport] = {}
+        self.pool = pool_of(
+            self._dial,
+            *(f"backend{number}.example" for number in range(backends)),
+            kind=pool,
+            tasks=self.tasks,
             lost_after_s=lost_after_s,
             authorization=authorization,
             reinitializes=reinitializes,
             **of_pool,
         )
+        self.backends = self.pool.backends
         self.forwarder = Forwarder(())
         guard = OriginGuard(listen_host, external_url)
         porter = Porter({ROUTE.encode(): "pool"}, guard, self.forwarder, identify)
@@ -139,8 +138,11 @@ class Gatehouse:
             meters=self.journal,
             body_limit=100_000,
             json_hold=HOLD,
-            streams_limit=STREAMS,
+            quotas=Quotas(streams=STREAMS, requests=1000),
         )
+
+    def _dial(self, backend: Backend) -> ScriptedTransport:
+        return self.transports.setdefault(backend.id, ScriptedTransport(backend.id, self.attempts))
 
     # -- clients -------------------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class Gatehouse:
         """Whatever happened, nothing is held any more."""
         gateway = self.gateway
         assert not gateway.live
-        assert gateway.streams == 0
+        assert gateway.quotas.streams == 0
         assert self.pool.streams == 0
         assert [(backend.inflight, backend.streams) for backend in self.backends] == [(0, 0)] * len(
             self.backends

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx2
 
-from mcp_proxy.admin import Check, Status
+from mcp_proxy.admin import BackendStatus, Check, Status
 from mcp_proxy.admin.app import create_admin
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import Listed, Page, SessionKey, SessionRecord
 from mcp_proxy.sessions.memory import MemoryStore
+from mcp_proxy.telemetry.recent import Recent
 
 ROUTES = {"/mcp": "main", "/other": "other"}
 BACKEND = "http://10.0.0.11:8000/mcp"
@@ -87,6 +88,25 @@ class Registered:
 
     def pool_of(self, session: Listed) -> str:
         return ROUTES.get(session.route, "")
+
+    # --- what has nothing to do with sessions: ``operated.py`` has it ------------------
+
+    def configuration(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def drain_proxy(self) -> None:
+        raise NotImplementedError
+
+    async def recent(self, cursor: str) -> Recent:
+        raise NotImplementedError
+
+    async def drain_backend(
+        self, backend_id: str, pool: str | None, seconds: float | None
+    ) -> list[BackendStatus]:
+        raise NotImplementedError
+
+    async def undrain_backend(self, backend_id: str, pool: str | None) -> list[BackendStatus]:
+        raise NotImplementedError
 
 
 async def ask(

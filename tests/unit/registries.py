@@ -267,7 +267,9 @@ def quickly(secret: str) -> Derived:
 
 
 def seal(*backends: str) -> Seal:
-    return Seal(["secret"], {ROUTE: backends or ("one", "two")}, quickly)
+    sealing = Seal(["secret"], quickly)
+    sealing.know(ROUTE, backends or ("one", "two"))
+    return sealing
 
 
 class Replica:

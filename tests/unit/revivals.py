@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mcp_proxy import clock
 from mcp_proxy.sessions import SessionKey, SessionRecord
 from mcp_proxy.sessions.shared import SharedStore
 from tests.unit.actors import Attempt
 from tests.unit.fakes import settle
 from tests.unit.gatehouse import SESSION, Client, Gatehouse, initialize
+from tests.unit.poolside import unreachable
 from tests.unit.registries import FRESH_S, ROUTE, FakeRegistry, Shelf, seal
 
 TURNS = 30
@@ -63,7 +63,7 @@ class SharedHouse(Gatehouse):
     def lose(self, backend: str) -> None:
         """It has been unreachable for so long that it counts as lost; the next connect fails, too."""
         for ago_s in (10.1, 5.0, 0.5):
-            self.find(backend).refused(clock.now() - ago_s)
+            unreachable(self.pool, self.find(backend), ago_s)
 
     async def ask_lost(self, session: bytes, backend: str, **options: Any) -> Client:
         """A request of a session whose backend is found lost by it."""

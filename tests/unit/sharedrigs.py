@@ -34,7 +34,10 @@ def _quickly(secret: str) -> Derived:
 
 def _seal() -> Seal:
     ids = {record.backend for record in (OWNER, OTHER, MOVED)}
-    return Seal(["a secret of the tests"], {ROUTE: ids, "/other": ids}, _quickly)
+    seal = Seal(["a secret of the tests"], _quickly)
+    for route in (ROUTE, "/other"):
+        seal.know(route, ids)
+    return seal
 
 
 @asynccontextmanager

@@ -10,23 +10,25 @@ from starlette.websockets import WebSocketDisconnect
 
 from mcp_proxy.admin import AdminView, BackendStatus, Check, PoolStatus, Status
 from mcp_proxy.admin.app import create_admin
-from mcp_proxy.sessions import Listed, Page
 from mcp_proxy.telemetry.metrics import Metrics
 from mcp_proxy.telemetry.snapshot import GaugeSnapshot
+from tests.unit.registered import Registered
 
 TOKEN = "correct horse battery staple"
 BEARER = (b"Authorization", b"Bearer " + TOKEN.encode())
 LOCAL = (b"Host", b"localhost:9901")
 HEALTH = ["/livez", "/readyz", "/readyz?verbose"]
-GUARDED = ["/metrics", "/status.json", "/", "/nothing"]
+SECRET = ["/metrics", "/status.json", "/nothing", "//"]
+GUARDED = [*SECRET, "/"]
 
 Lines = list[tuple[bytes, bytes]]
 
 
-class Proxy:
+class Proxy(Registered):
     """An AdminView with real metrics."""
 
     def __init__(self) -> None:
+        super().__init__()
         gauges = GaugeSnapshot(inflight=3, open_streams={}, sessions={}, backends=[])
         self.is_alive = True
         self.checks = [Check("drain", True), Check("pool weather", True, "1 of 2 backends up")]
@@ -52,21 +54,6 @@ class Proxy:
 
     def metrics(self, accept: str | None) -> tuple[bytes, str] | None:
         return self.meters.render(accept) if self.meters else None
-
-    async def sessions_page(self, cursor: str, limit: int) -> Page:
-        return Page([], "")
-
-    async def session(self, name: str) -> Listed | None:
-        return None
-
-    async def end_session(self, name: str) -> bool:
-        return False
-
-    async def restore_sessions(self, sessions: list[Listed]) -> int:
-        return 0
-
-    def pool_of(self, session: Listed) -> str:
-        return ""
 
 
 class BrokenProxy(Proxy):
@@ -151,6 +138,12 @@ async def test_status_is_a_document_with_every_backend() -> None:
                         "sessions": 2,
                         "inflight": 1,
                         "streams": 1,
+                        "pool": "",
+                        "weight": 1,
+                        "state": "up",
+                        "era": "unknown",
+                        "drain": None,
+                        "ejections": 0,
                     }
                 ]
             }
@@ -168,7 +161,7 @@ async def test_head_is_answered_like_get(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nothing", "/livez/", "/metrics/", "//metrics", "/livez/%2e%2e/metrics", "/LIVEZ"]
+    "path", ["/nothing", "/livez/", "/metrics/", "//metrics", "/livez/%2e%2e/metrics", "/LIVEZ"]
 )
 async def test_any_other_path_is_404_and_never_a_redirect(path: str) -> None:
     answer = await ask(path, LOCAL)
@@ -340,8 +333,8 @@ async def test_with_a_token_any_host_is_served_to_who_knows_it() -> None:
         [BEARER, (b"Authorization", b"Bearer other")],
     ],
 )
-@pytest.mark.parametrize("path", GUARDED)
-async def test_without_the_token_everything_but_health_is_401(lines: Lines, path: str) -> None:
+@pytest.mark.parametrize("path", SECRET)
+async def test_without_the_token_everything_but_health_and_the_page_is_401(lines: Lines, path: str) -> None:
     answer = await ask(path, LOCAL, *lines, token=TOKEN)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="mcp-proxy admin"'

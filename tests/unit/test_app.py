@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from mcp_proxy.app import Service
-from mcp_proxy.config import Address, Config, load
+from mcp_proxy.config import Address, Config, Loaded, read
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.errors import StartupError
 from mcp_proxy.process import run
 from mcp_proxy.upstream.http11 import Http11Transport
 from mcp_proxy.upstream.httpx import HttpxTransport
+from mcp_proxy.view import ServiceView
 from tests.tools import PATIENCE_S
 from tests.tools.backend import Backend
 from tests.tools.client import Client, call, get, post
@@ -34,7 +35,15 @@ from tests.unit.fakes import until
 URL = "http://127.0.0.1:1/mcp"
 
 
-def config(tmp_path: Path, text: str = "", *, url: str = URL, **pool: object) -> Config:
+def view(service: Service) -> ServiceView:
+    return ServiceView(service, service.drain)
+
+
+def config(tmp_path: Path, text: str = "", **pool: Any) -> Config:
+    return loaded(tmp_path, text, **pool).config
+
+
+def loaded(tmp_path: Path, text: str = "", *, url: str = URL, **pool: object) -> Loaded:
     """A configuration with one pool at /mcp; ``text`` is more YAML."""
     tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "proxy.yaml"
@@ -44,7 +53,7 @@ def config(tmp_path: Path, text: str = "", *, url: str = URL, **pool: object) ->
         "routes: [{path: /mcp, pool: tools}]\n"
         f"{text}" + ("" if "telemetry" in text else "telemetry: {access_log: off}\n")
     )
-    return load(path, {}, {})
+    return read(path, {}, {"log_level": "warning"})
 
 
 class Running:
@@ -120,24 +129,25 @@ async def test_unusable_certificates_are_a_failed_start(tmp_path: Path) -> None:
 
 async def test_streams_are_limited_by_the_descriptors_there_are(tmp_path: Path) -> None:
     service = Service(config(tmp_path, "limits: {streams: 100000000}\n"))
-    limits = service.status().limits
+    limits = view(service).status().limits
     assert 0 < (limits["streams"] or 0) < (limits["connections"] or 0)
     few = Service(config(tmp_path, "limits: {streams: 7}\n"))
-    assert few.status().limits["streams"] == 7
+    assert view(few).status().limits["streams"] == 7
     for one in (service, few):
         await one.aclose()
 
 
 async def test_status_and_readiness_tell_the_state(tmp_path: Path) -> None:
     service = Service(config(tmp_path))
-    status = service.status()
-    assert service.alive()
+    seen = view(service)
+    status = seen.status()
+    assert seen.alive()
     assert (status.listen, list(status.pools)) == ("127.0.0.1:0", ["tools"])
     assert [backend.id for backend in status.pools["tools"].backends] == [URL]
-    assert all(check.ok for check in service.ready())
+    assert all(check.ok for check in seen.ready())
     service.drain()
-    assert [check.name for check in service.ready() if not check.ok] == ["drain"]
-    rendered = service.metrics(None)
+    assert [check.name for check in seen.ready() if not check.ok] == ["drain"]
+    rendered = seen.metrics(None)
     assert rendered is not None
     assert b"mcp_proxy_inflight" in rendered[0]
     await service.aclose()
@@ -145,7 +155,7 @@ async def test_status_and_readiness_tell_the_state(tmp_path: Path) -> None:
 
 async def test_metrics_can_be_off(tmp_path: Path) -> None:
     service = Service(config(tmp_path, "telemetry: {access_log: off, metrics: false}\n"))
-    assert service.metrics(None) is None
+    assert view(service).metrics(None) is None
     await service.aclose()
 
 
@@ -160,7 +170,7 @@ async def test_a_conversation_from_end_to_end(tmp_path: Path) -> None:
             async with await Client.connect(proxy.port) as client:
                 opened = await client.ask(post(INITIALIZE))
                 session = f"Mcp-Session-Id: {(opened.head.one('mcp-session-id') or b'').decode()}"
-                assert proxy.service.status().pools["tools"].backends[0].sessions == 1
+                assert view(proxy.service).status().pools["tools"].backends[0].sessions == 1
                 for number in range(3):
                     answer = await client.ask(post(call(number), session))
                     assert (answer.status, answer.json["id"]) == (200, number)
@@ -259,8 +269,7 @@ def test_run_serves_until_a_signal_and_tells_where(tmp_path: Path, process: None
         with socket.create_connection((listen.host, listen.port), timeout=PATIENCE_S):
             signal.raise_signal(signal.SIGTERM)
 
-    configuration = config(tmp_path)
-    assert run(configuration, log_level="warning", on_started=on_started) == 0
+    assert run(loaded(tmp_path), on_started=on_started) == 0
     ((listen, admin),) = seen
     assert (listen.host, admin) == ("127.0.0.1", None)
     assert listen.port > 0
@@ -269,9 +278,10 @@ def test_run_serves_until_a_signal_and_tells_where(tmp_path: Path, process: None
 def test_run_says_that_a_port_is_taken(tmp_path: Path, process: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        configuration = config(tmp_path).model_copy(update={"listen": Address("127.0.0.1", port)})
+        told = loaded(tmp_path)
+        taking = told.config.model_copy(update={"listen": Address("127.0.0.1", port)})
         with pytest.raises(StartupError, match=str(port)):
-            run(configuration, log_level="warning", on_started=lambda listen, admin: None)
+            run(told._replace(config=taking), on_started=lambda listen, admin: None)
 
 
 async def test_the_pieces_of_two_services_are_their_own(tmp_path: Path) -> None:
@@ -281,4 +291,4 @@ async def test_the_pieces_of_two_services_are_their_own(tmp_path: Path) -> None:
         async with running(first) as one, running(second) as two:
             async with await Client.connect(one.port) as client:
                 assert (await client.ask(post(call(1)))).status == 200
-            assert one.service.status().counters != two.service.status().counters
+            assert view(one.service).status().counters != view(two.service).status().counters

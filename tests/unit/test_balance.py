@@ -1,184 +1,89 @@
-"""Backends as balancing sees them, and who is next."""
+"""Ways of balancing among equally good backends: as tables, and against the plain rule over all of them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import cycle
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_proxy.backends import AVOID_S, Backend, Balance
-from mcp_proxy.backends.balance import LeastSessions, RoundRobin
-
-AT_S = 1000.0
-
-
-def make(
-    name: str, *, weight: int = 1, sessions: int = 0, inflight: int = 0, is_down: bool = False
-) -> Backend:
-    backend = Backend(name, 80, b"/mcp", weight=weight)
-    backend.sessions = sessions
-    backend.inflight = inflight
-    if is_down:
-        backend.refused(AT_S)
-    return backend
+from mcp_proxy.backends import Backend
+from mcp_proxy.backends.balance import BALANCES, ROUNDS, Balance, LeastInflight, LeastSessions, RoundRobin
+from tests.unit.lineup import make
 
 
-def chosen(
-    balance: Balance,
-    backends: list[Backend],
-    count: int = 1,
-    *,
-    tried: Collection[str] = (),
-    at_s: float = AT_S,
-) -> list[str]:
-    picks = [balance.choose(backends, tried, at_s) for _ in range(count)]
-    return ["-" if pick is None else pick.host for pick in picks]
+def filled(balance: Balance, backends: Sequence[Backend]) -> Balance:
+    for backend in backends:
+        balance.put(backend, backend.weight)
+    return balance
 
 
-# --- what a backend is ----------------------------------------------------------------------------
+def chosen(balance: Balance, count: int, *tried: str, opens_session: bool = True) -> str:
+    ids = [make(name).id for name in tried]
+    picks = [balance.next(ids, opens_session=opens_session) for _ in range(count)]
+    return "".join("-" if pick is None else pick.host for pick in picks)
 
 
-@pytest.mark.parametrize(
-    ("host", "port", "tls", "origin"),
-    [
-        ("10.0.0.1", 8000, False, "http://10.0.0.1:8000"),
-        ("10.0.0.1", 80, False, "http://10.0.0.1:80"),
-        ("mcp.example.com", 443, True, "https://mcp.example.com:443"),
-        ("2001:db8::1", 8000, False, "http://[2001:db8::1]:8000"),
-    ],
-)
-def test_a_backend_is_known_by_its_url_with_its_port(host: str, port: int, tls: bool, origin: str) -> None:
-    backend = Backend(host, port, b"/mcp", tls=tls)
-
-    assert backend.origin == origin
-    assert backend.id == origin + "/mcp"
+weights = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 
-def test_the_first_of_several_failures_is_the_beginning_of_the_absence() -> None:
-    backend = make("a")
-
-    backend.refused(10.0)
-    backend.refused(15.0)
-
-    assert backend.unreachable_since_s == 10.0
-    assert backend.avoid_until_s == 15.0 + AVOID_S
+# --- all of them --------------------------------------------------------------------------
 
 
-def test_an_absence_ends_when_the_backend_is_reached() -> None:
-    backend = make("a")
-    backend.refused(10.0)
-    backend.reached()
-
-    backend.refused(12.0)
-
-    assert backend.unreachable_since_s == 12.0
+@pytest.fixture(params=list(BALANCES))
+def make_balance(request: pytest.FixtureRequest) -> Callable[[], Balance]:
+    return lambda: BALANCES[request.param](Random(1).random)
 
 
-def test_a_backend_that_was_reached_is_as_good_as_any() -> None:
-    backend = make("a", is_down=True)
-
-    backend.reached()
-
-    assert backend.unreachable_since_s is None
-    assert chosen(LeastSessions(), [backend, make("b", sessions=1)]) == ["a"]
+def test_there_is_nobody_if_all_were_tried_or_there_is_none(make_balance: Callable[[], Balance]) -> None:
+    assert chosen(make_balance(), 1) == "-"
+    assert chosen(filled(make_balance(), [make("a"), make("b")]), 1, "a", "b") == "-"
 
 
-def test_a_backend_describes_itself() -> None:
-    backend = make("a", sessions=1, inflight=2)
-    backend.streams = 3
+def test_a_tried_backend_is_never_chosen(make_balance: Callable[[], Balance]) -> None:
+    balance = filled(make_balance(), [make("a"), make("b", inflight=9, sessions=9), make("c", weight=3)])
 
-    assert repr(backend) == "<Backend http://a:80/mcp up sessions=1 inflight=2 streams=3>"
-    backend.refused(AT_S)
-    assert repr(backend) == "<Backend http://a:80/mcp unreachable sessions=1 inflight=2 streams=3>"
+    assert chosen(balance, 9, "a", "c") == "b" * 9
+    assert "c" not in chosen(balance, 9, "c")
 
 
-# --- both ways of balancing -----------------------------------------------------------------------
+def test_one_that_was_dropped_is_not_chosen_and_dropping_twice_is_no_trouble(
+    make_balance: Callable[[], Balance],
+) -> None:
+    backends = [make("a"), make("b")]
+    balance = filled(make_balance(), backends)
+    balance.drop(backends[0])
+    balance.drop(backends[0])
+
+    assert chosen(balance, 4) == "bbbb"
 
 
-@pytest.fixture(params=[LeastSessions, RoundRobin])
-def balance(request: pytest.FixtureRequest) -> Balance:
-    made: Balance = request.param()
-    return made
+@pytest.mark.parametrize("opens_session", [True, False])
+def test_idle_backends_are_used_evenly(make_balance: Callable[[], Balance], opens_session: bool) -> None:
+    balance = filled(make_balance(), [make(name) for name in "abcde"])
+
+    counts = Counter(chosen(balance, 1000, opens_session=opens_session))
+
+    assert all(195 <= counts[name] <= 205 for name in "abcde"), counts
 
 
-def test_there_is_nobody_if_all_were_tried_or_there_is_none(balance: Balance) -> None:
-    backends = [make("a"), make("b", is_down=True)]
+@pytest.mark.parametrize("opens_session", [True, False])
+def test_one_that_joins_late_has_nothing_to_make_up_for(
+    make_balance: Callable[[], Balance], opens_session: bool
+) -> None:
+    balance = filled(make_balance(), [make("a"), make("b")])
+    chosen(balance, 1000, opens_session=opens_session)
+    balance.put(make("c"), 1)
 
-    assert chosen(balance, backends, tried=[backend.id for backend in backends]) == ["-"]
-    assert chosen(balance, []) == ["-"]
+    counts = Counter(chosen(balance, 30, opens_session=opens_session))
 
-
-def test_idle_backends_take_turns(balance: Balance) -> None:
-    backends = [make("a"), make("b"), make("c")]
-
-    assert Counter(chosen(balance, backends, 9)) == {"a": 3, "b": 3, "c": 3}
-
-
-def test_a_tried_backend_is_never_chosen(balance: Balance) -> None:
-    backends = [make("a"), make("b"), make("c", is_down=True)]
-
-    assert set(chosen(balance, backends, 9, tried=[backends[0].id])) == {"b"}
-    assert set(chosen(balance, backends, 9, tried={backends[0].id, backends[1].id})) == {"c"}
-
-
-def test_a_backend_to_be_avoided_is_chosen_only_if_there_is_no_other(balance: Balance) -> None:
-    backends = [make("a", is_down=True), make("b", sessions=1000, inflight=1000)]
-
-    assert set(chosen(balance, backends, 4)) == {"b"}
-    assert set(chosen(balance, backends, 4, tried=[backends[1].id])) == {"a"}
-
-
-def test_backends_that_are_all_to_be_avoided_are_chosen_all_the_same(balance: Balance) -> None:
-    backends = [make("a", is_down=True), make("b", is_down=True)]
-
-    assert Counter(chosen(balance, backends, 4)) == {"a": 2, "b": 2}
-
-
-@pytest.mark.parametrize(("after_s", "expected"), [(AVOID_S - 0.001, {"b"}), (AVOID_S, {"a", "b"})])
-def test_a_backend_is_avoided_for_a_while(balance: Balance, after_s: float, expected: set[str]) -> None:
-    backends = [make("a", is_down=True), make("b")]
-
-    assert set(chosen(balance, backends, 4, at_s=AT_S + after_s)) == expected
-
-
-def test_the_turns_of_a_missing_backend_are_shared(balance: Balance) -> None:
-    backends = [make("a", is_down=True), make("b"), make("c")]
-
-    assert Counter(chosen(balance, backends, 30)) == {"b": 15, "c": 15}
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_whoever_is_chosen_is_one_of_them_and_was_not_tried(data: st.DataObject) -> None:
-    backends = [
-        make(name, weight=weight, sessions=sessions, inflight=inflight, is_down=is_down)
-        for name, weight, sessions, inflight, is_down in data.draw(
-            st.lists(
-                st.tuples(
-                    st.sampled_from("abcdef"),
-                    st.integers(1, 5),
-                    st.integers(0, 9),
-                    st.integers(0, 9),
-                    st.booleans(),
-                ),
-                unique_by=lambda values: values[0],
-                max_size=6,
-            )
-        )
-    ]
-    tried = [backend.id for backend in backends if data.draw(st.booleans())]
-    left = [backend for backend in backends if backend.id not in tried]
-    up = [backend for backend in left if backend.avoid_until_s <= AT_S]
-
-    for algorithm in (LeastSessions(), RoundRobin()):
-        for _ in range(3):
-            choice = algorithm.choose(backends, tried, AT_S)
-            assert (choice is None) == (not left)
-            assert choice is None or choice in (up or left)
+    assert all(7 <= counts[name] <= 13 for name in "abc"), counts
 
 
 # --- least sessions -------------------------------------------------------------------------------
@@ -187,59 +92,227 @@ def test_whoever_is_chosen_is_one_of_them_and_was_not_tried(data: st.DataObject)
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ({"sessions": 1}, {"sessions": 2}, {"a"}),
-        ({"sessions": 3, "weight": 2}, {"sessions": 2}, {"a"}),
-        ({"sessions": 5, "weight": 2}, {"sessions": 2}, {"b"}),
-        ({"sessions": 1, "inflight": 9}, {"sessions": 2, "inflight": 0}, {"a"}),
-        ({"sessions": 1, "inflight": 9}, {"sessions": 1, "inflight": 8}, {"b"}),
-        ({"inflight": 5, "weight": 3}, {"inflight": 2}, {"a"}),
-        ({"sessions": 4, "weight": 2, "inflight": 2}, {"sessions": 2, "inflight": 1}, {"a", "b"}),
+        ({"sessions": 1}, {"sessions": 2}, "aa"),
+        ({"sessions": 1, "opening": 1}, {"sessions": 1}, "bb"),
+        ({"sessions": 1}, {"opening": 1}, "ab"),
+        ({"sessions": 2, "weight": 2}, {"sessions": 1}, "aa"),
+        ({"sessions": 3, "weight": 2}, {"sessions": 1}, "ab"),
+        ({"sessions": 4, "weight": 2}, {"sessions": 1}, "bb"),
+        ({"weight": 2}, {}, "aa"),
+        ({"sessions": 1, "inflight": 9}, {"sessions": 2}, "aa"),
     ],
 )
-def test_fewest_sessions_per_weight_then_fewest_in_flight_then_in_turn(
-    a: dict[str, Any], b: dict[str, Any], expected: set[str]
+def test_a_session_goes_where_there_are_fewest_by_weight_and_in_turn(
+    a: dict[str, Any], b: dict[str, Any], expected: str
 ) -> None:
-    backends = [make("a", **a), make("b", **b)]
+    assert chosen(filled(LeastSessions(Random(1).random), [make("a", **a), make("b", **b)]), 2) == expected
 
-    assert set(chosen(LeastSessions(), backends, 4)) == expected
-    assert set(chosen(LeastSessions(), backends[::-1], 4)) == expected
+
+def test_a_backend_whose_sessions_have_ended_is_chosen_again() -> None:
+    backends = [make("a", sessions=5), make("b", sessions=3)]
+    balance = filled(LeastSessions(Random(1).random), backends)
+    assert chosen(balance, 1) == "b"
+    backends[0].sessions = 1
+    balance.recount(backends[0])
+
+    assert chosen(balance, 1) == "a"
+
+
+def test_a_request_that_opens_no_session_does_not_look_at_sessions() -> None:
+    balance = filled(LeastSessions(Random(1).random), [make("a", sessions=9), make("b", inflight=1)])
+
+    assert chosen(balance, 4, opens_session=False) == "aaaa"
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 40))
-def test_sessions_spread_in_proportion_to_weight(weights: list[int], rounds: int) -> None:
-    backends = [make(f"b{number}", weight=weight) for number, weight in enumerate(weights)]
-    algorithm = LeastSessions()
+@given(weights, st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60))
+def test_sessions_that_come_and_go_are_placed_as_a_look_at_all_would(
+    weights: list[int], moves: list[tuple[int, bool]]
+) -> None:
+    backends = [make(str(number), weight=weight) for number, weight in enumerate(weights)]
+    balance = filled(LeastSessions(Random(1).random), backends)
+    came: dict[Backend, float] = {backend: n for n, backend in enumerate(backends)}  # to its present load
+    for turn, (number, begins) in enumerate(moves, len(backends)):
+        load = {each: Fraction(each.sessions + 1, each.weight) for each in backends}
+        least = min(backends, key=lambda each: (load[each], came[each]))
+        assert balance.next((), opens_session=True) is least
+        came[least] = turn
+        moved = least if begins else backends[number % len(backends)]
+        if begins or moved.sessions:
+            moved.sessions += 1 if begins else -1
+            balance.recount(moved)
+            came[moved] = turn + 0.5
 
-    for _ in range(rounds):
-        choice = algorithm.choose(backends, (), AT_S)
-        assert choice is not None
-        choice.sessions += 1
 
-    loads = [backend.sessions / backend.weight for backend in backends]
-    assert max(loads) - min(loads) <= 1
+@settings(deadline=None)
+@given(weights, st.integers(0, 60))
+def test_sessions_spread_in_proportion_to_weight(weights: list[int], sessions: int) -> None:
+    backends = [make(str(number), weight=weight) for number, weight in enumerate(weights)]
+    balance = filled(LeastSessions(Random(1).random), backends)
+    for _ in range(sessions):
+        backend = balance.next((), opens_session=True)
+        assert backend is not None
+        backend.sessions += 1
+        balance.recount(backend)
+
+    for one in backends:
+        for other in backends:
+            assert one.sessions / one.weight <= (other.sessions + 1) / other.weight + 1e-9
 
 
-def test_idle_backends_take_turns_by_weight() -> None:
-    backends = [make("a", weight=2), make("b")]
+# --- least in flight ------------------------------------------------------------------------------
 
-    assert Counter(chosen(LeastSessions(), backends, 30)) == {"a": 20, "b": 10}
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({"inflight": 1}, {"inflight": 2}, "aa"),
+        ({"inflight": 2}, {"inflight": 1}, "bb"),
+        ({"inflight": 1}, {"inflight": 1}, "ab"),
+        ({"inflight": 3, "weight": 2}, {"inflight": 1}, "ab"),
+        ({"inflight": 4, "weight": 2}, {"inflight": 1}, "bb"),
+        ({"weight": 2}, {}, "aa"),
+        ({"sessions": 9}, {"inflight": 1}, "aa"),
+    ],
+)
+def test_fewer_in_flight_by_weight_wins_and_ties_go_to_the_one_chosen_less(
+    a: dict[str, Any], b: dict[str, Any], expected: str
+) -> None:
+    balance = LeastInflight(cycle([0.0]).__next__)
+    balance = LeastInflight(cycle([0.0]).__next__)
+    assert chosen(filled(balance, [make("a", **a), make("b", **b)]), 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("draws", "expected"),
+    [
+        ((0.0, 0.0), "b"),  # a 3, b 1
+        ((0.0, 0.5), "c"),  # a 3, c 2
+        ((0.3, 0.4), "b"),  # b 1, c 2
+        ((0.6, 0.9), "d"),  # c 2, d 0
+    ],
+)
+def test_only_the_two_that_were_drawn_are_compared(draws: tuple[float, float], expected: str) -> None:
+    loads = {"a": 3, "b": 1, "c": 2, "d": 0}
+    backends = [make(name, inflight=inflight) for name, inflight in loads.items()]
+
+    assert chosen(filled(LeastInflight(iter(draws).__next__), backends), 1) == expected
+
+
+@settings(deadline=None)
+@given(
+    loads=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), min_size=2, max_size=8),
+    seed=st.integers(),
+)
+def test_the_better_of_two_is_what_the_plain_rule_says(loads: list[tuple[int, int]], seed: int) -> None:
+    backends = [make(str(number), inflight=inflight) for number, (inflight, _) in enumerate(loads)]
+    random, same = Random(seed), Random(seed)
+    balance = LeastInflight(random.random)
+    for backend, (_, tenths) in zip(backends, loads, strict=True):
+        balance.put(backend, tenths / 10)
+    turns = [0.0] * len(loads)
+    for count in range(20):
+        i = int(same.random() * len(loads))
+        j = int(same.random() * (len(loads) - 1))
+        j += j >= i
+        rank = [((loads[k][0] + 1) / (loads[k][1] / 10), turns[k]) for k in range(len(loads))]
+        best = j if rank[j] < rank[i] else i
+        present = sum([1 / len(loads)] * count)
+        turns[best] = max(present - ROUNDS, min(turns[best], present + ROUNDS)) + 1 / (loads[best][1] / 10)
+        assert balance.next((), opens_session=False) is backends[best]
+
+
+def test_requests_in_flight_spread_by_weight_even_in_a_large_pool() -> None:
+    backends = [make(str(number), weight=8 if number == 0 else 1) for number in range(50)]
+    balance = filled(LeastInflight(Random(1).random), backends)
+    for _ in range(57 * 20):
+        backend = balance.next((), opens_session=False)
+        assert backend is not None
+        backend.inflight += 1
+
+    assert 150 <= backends[0].inflight <= 170  # 160 would be even
+    assert all(17 <= backend.inflight <= 23 for backend in backends[1:])
+
+
+def test_one_that_was_busy_for_long_is_not_paid_back_for_long() -> None:
+    backends = [make("a"), make("b", inflight=9)]
+    balance = filled(LeastInflight(Random(1).random), backends)
+    assert chosen(balance, 1000) == "a" * 1000
+    backends[1].inflight = 0
+
+    counts = Counter(chosen(balance, 200))
+
+    assert counts["b"] - counts["a"] <= 3 * ROUNDS
 
 
 # --- round robin ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 4))
-def test_each_round_gives_every_backend_as_many_turns_as_its_weight(weights: list[int], rounds: int) -> None:
-    backends = [make(f"b{number}", weight=weight) for number, weight in enumerate(weights)]
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((1, 1, 1), "abcabc"),
+        ((2, 1), "abaaba"),
+        ((1, 3), "bbabbbab"),
+        ((5, 1, 1), "aaaabcaaaaabca"),
+    ],
+)
+def test_turns_are_taken_smoothly(weights: tuple[int, ...], expected: str) -> None:
+    backends = [make(name, weight=weight) for name, weight in zip("abc", weights, strict=False)]
 
-    picks = Counter(chosen(RoundRobin(), backends, rounds * sum(weights)))
+    assert chosen(filled(RoundRobin(Random(1).random), backends), len(expected)) == expected
+
+
+@settings(deadline=None)
+@given(weights, st.integers(1, 4))
+def test_each_round_gives_every_backend_as_many_turns_as_its_weight(weights: list[int], rounds: int) -> None:
+    backends = [make(str(number), weight=weight) for number, weight in enumerate(weights)]
+
+    picks = Counter(chosen(filled(RoundRobin(Random(1).random), backends), rounds * sum(weights)))
 
     assert [picks[backend.host] for backend in backends] == [rounds * weight for weight in weights]
 
 
-def test_round_robin_does_not_look_at_load() -> None:
-    backends = [make("a", sessions=100), make("b")]
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=60))
+def test_turns_are_those_of_a_look_at_all(moves: list[tuple[int, int]]) -> None:
+    backends = [make(str(number)) for number in range(6)]
+    balance = RoundRobin(Random(1).random)
+    due: dict[Backend, tuple[float, int]] = {}  # and when that was settled
+    started: dict[Backend, float] = {}
+    taken: dict[Backend, int] = {}
+    present = 0.0
+    for turn, (number, weight) in enumerate(moves):
+        backend = backends[number]
+        if weight == 0:
+            balance.drop(backend)
+            due.pop(backend, None)
+        elif backend not in due:
+            backend.weight = weight
+            balance.put(backend, weight)
+            due[backend] = present + 1 / weight, 2 * turn
+            started[backend], taken[backend] = present, 0
+        first = min(due, key=lambda each: due[each], default=None)
+        assert balance.next((), opens_session=False) is first
+        if first is not None:
+            present = due[first][0]
+            taken[first] += 1
+            due[first] = started[first] + (taken[first] + 1) / first.weight, 2 * turn + 1
 
-    assert Counter(chosen(RoundRobin(), backends, 4)) == {"a": 2, "b": 2}
+
+def test_a_backend_that_gets_heavier_comes_sooner_and_never_loses_its_turn() -> None:
+    backends = [make(str(number)) for number in range(10)]
+    balance = filled(RoundRobin(Random(1).random), backends)
+    last = make("x")
+    picks = ""
+    for turn in range(12):
+        balance.put(last, min(1.0, 0.1 * (turn + 1)))
+        picks += chosen(balance, 2)
+
+    assert picks.count("x") == 1
+
+
+def test_round_robin_does_not_look_at_load() -> None:
+    balance = filled(RoundRobin(Random(1).random), [make("a", sessions=100, inflight=100), make("b")])
+
+    assert chosen(balance, 4) == "abab"

@@ -105,3 +105,35 @@ def test_several_workers_are_mentioned() -> None:
     several = load(None, sealed, {"backends": [URL], "sessions": "signed", "workers": 4})
     assert "\n  workers   4\n" in banner(several)
     assert "workers" not in banner(config())
+
+
+@pytest.mark.parametrize(
+    ("discover", "line"),
+    [
+        ({"dns": "a.svc", "port": 80}, "the addresses of a.svc:80, http /mcp, every 5s"),
+        (
+            {"srv": "_mcp._tcp.a", "tls": True, "path": "/x", "every": "1m"},
+            "the records of _mcp._tcp.a, https /x, every 1m",
+        ),
+        ({"kubernetes": {"service": "a"}}, "the endpoints of the Service a, http /mcp, watched"),
+        (
+            {"kubernetes": {"service": "a", "namespace": "b"}, "port": "web"},
+            "the endpoints of the Service b/a:web, http /mcp, watched",
+        ),
+    ],
+)
+def test_where_backends_are_found_is_said_in_a_line(discover: dict[str, object], line: str) -> None:
+    pytest.importorskip("dns")
+    pytest.importorskip("lightkube")
+    text = banner(Config.model_validate({"pools": {"a": {"discover": discover}}}))
+
+    assert f"a: least_sessions, transport http11\n            {line}\n" in text
+
+
+def test_limits_that_are_set_and_the_delay_of_a_drain_are_said() -> None:
+    limits = {"memory": "1GiB", "requests": 7, "drain": "1m", "drain_delay": "10s"}
+    text = banner(Config.model_validate({"pools": {"a": {"backends": [URL]}}, "limits": limits}))
+
+    assert "7 requests, memory 1GiB, drain 10s and then 1m\n" in text
+    assert "memory" not in banner(config(sessions="redis://h"))
+    assert "10000 requests, drain 30s\n" in banner(config())

@@ -27,10 +27,6 @@ def problems(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] | Non
     "text",
     [
         "auth: {corp: {}}",
-        "pools: {a: {backends: [http://a], discover: {dns: x}}}",
-        "pools: {a: {backends: [http://a], health: {}}}",
-        "pools: {a: {backends: [http://a], balance: least_inflight}}",
-        "pools: {a: {backends: [http://a], balance: hash}}",
         "routes: [{path: /a, pool: a, auth: corp}]",
         "routes: [{path: /a, pool: a, allow: []}]",
         "routes: [{path: /a, pool: a, limits: []}]",
@@ -39,7 +35,7 @@ def problems(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] | Non
     ],
 )
 def test_what_a_later_version_brings_is_not_called_unknown(tmp_path: Path, text: str) -> None:
-    (problem,) = problems(tmp_path, text if text.startswith("pools") else GOOD + text)
+    (problem,) = problems(tmp_path, GOOD + text)
 
     assert "not available in this version" in problem
 

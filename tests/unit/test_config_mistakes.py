@@ -56,10 +56,99 @@ MISTAKES = {
     "no backend": ("listen: 127.0.0.1:1\n", 1, "there is no backend", "http://localhost:3000/mcp"),
     "no pools": ("pools: {}\n", 1, "there is no backend", "MCP_PROXY_BACKENDS"),
     "pool without backends": (
-        "pools: {a: {balance: round_robin}}\n", 1, "'backends' is missing", "add backends",
+        "pools: {a: {balance: round_robin}}\n", 1, "has no backends", "[http://host:port/mcp], or discover",
     ),
     "pool with no backend": (
-        "pools: {a: {backends: []}}\n", 1, "the list is empty", "[http://host:port/mcp]",
+        "pools:\n  a:\n    backends: []\n", 3, "has no backends", "add backends: [http://host:port/mcp]",
+    ),
+    "backends written down and found": (
+        "pools:\n  a:\n    backends: [http://a]\n    discover: {dns: a, port: 1}\n", 4,
+        "has backends already", "remove backends or discover",
+    ),
+    "discovery of nothing": ("pools: {a: {discover: {}}}\n", 1, "not said where to look", "add dns: NAME"),
+    "discovery in two places": (
+        "pools:\n  a:\n    discover:\n      dns: a\n      port: 1\n      srv: b\n", 6,
+        "discover.srv: there is dns already", "remove one",
+    ),
+    "addresses without a port": (
+        "pools:\n  a: {discover: {dns: a}}\n", 2, "have no port", "add port: 8000",
+    ),
+    "port by name in DNS": (
+        "pools: {a: {discover: {dns: a, port: web}}}\n", 1, "only Kubernetes knows ports by name", "number",
+    ),
+    "port beside SRV": (
+        "pools: {a: {discover: {srv: a, port: 1}}}\n", 1, "have a port of their own", "remove port",
+    ),
+    "port out of range": (
+        "pools: {a: {discover: {dns: a, port: 70000}}}\n", 1, "70000 is not a port", "1 to 65535",
+    ),
+    "name with a space": (
+        "pools: {a: {discover: {dns: a b, port: 1}}}\n", 1, "'a b' is not a DNS name", "write it like",
+    ),
+    "discovery is text": ("pools: {a: {discover: a}}\n", 1, "must be keys with values", "indented"),
+    "service without a name": (
+        "pools: {a: {discover: {kubernetes: {namespace: b}}}}\n", 1, "'service' is missing", "add service",
+    ),
+    "health is misspelt": (
+        "pools: {a: {backends: [http://a], health: {activ: {}}}}\n", 1, "unknown key 'activ'", "'active'",
+    ),
+    "active is no section": (
+        "pools: {a: {backends: [http://a], health: {active: on}}}\n", 1, "must be keys with values", "key:",
+    ),
+    "eject with a wrong time": (
+        "pools: {a: {backends: [http://a], health: {eject: {for: 5}}}}\n", 1, "for: 5 has no unit", "5s",
+    ),
+    "eject with a name of Python": (
+        "pools: {a: {backends: [http://a], health: {eject: {for_: 5s}}}}\n", 1, "key 'for_'", "mean 'for'?",
+    ),
+    "eject nobody": (
+        "pools: {a: {backends: [http://a], health: {eject: {at_most: 0%}}}}\n", 1,
+        "nothing would be ejected", "eject: off",
+    ),
+    "share without a percent sign": (
+        "pools: {a: {backends: [http://a], health: {eject: {at_most: 0.5}}}}\n", 1,
+        "0.5 is not a share", "such as 50%",
+    ),
+    "check that makes sessions": (
+        "pools:\n  a:\n    backends: [http://a, http://b/x/mcp/]\n    health:\n      active:\n"
+        "        check: /x/mcp\n", 6, "is the MCP endpoint of http://b/x/mcp/: each GET", "such as /healthz",
+    ),
+    "check that makes sessions wherever they are": (
+        "pools: {a: {discover: {dns: a, port: 1}, health: {active: {check: /mcp}}}}\n", 1,
+        "MCP endpoint of the backends that are found", "check: tcp",
+    ),
+    "check of an era that is not spoken": (
+        "pools: {a: {backends: [http://a], era: legacy, health: {active: {check: discover}}}}\n", 1,
+        "server/discover is of 2026-07-28", "check: tcp",
+    ),
+    "unknown check": (
+        "pools: {a: {backends: [http://a], health: {active: {check: ping}}}}\n", 1, "'ping' is not a check",
+        "tcp, discover, or a path",
+    ),
+    "check slower than its pace": (
+        "pools: {a: {backends: [http://a], health: {active: {every: 1s, timeout: 3s}}}}\n", 1,
+        "may take 3s, and the next one begins after 1s", "write 1s or less",
+    ),
+    "unknown era": (
+        "pools: {a: {backends: [http://a], era: modren}}\n", 1, "'modren' is not possible", "'modern'?",
+    ),
+    "endless slow start": (
+        "pools: {a: {backends: [http://a], slow_start: 2h}}\n", 1, "less than its share for 2h", "1h or less",
+    ),
+    "drain without an end": (
+        "pools: {a: {backends: [http://a], drain: none}}\n", 1, "this wait needs a limit", "500ms",
+    ),
+    "too heavy a backend": (
+        "pools: {a: {backends: [{url: http://a, weight: 1001}]}}\n", 1, "at most 1000", "1000 or less",
+    ),
+    "limit per client of zero": (
+        GOOD + "limits: {per_client: {streams: 0}}\n", 2, "0 is not a number of things", "1 or more, or none",
+    ),
+    "connections of a principal": (
+        GOOD + "limits: {per_principal: {connections: 5}}\n", 2, "unknown key 'connections'", "streams",
+    ),
+    "memory without a size": (
+        GOOD + "limits: {memory: much}\n", 2, "'much' is not a size", "1GiB, or off",
     ),
     "bad pool name": ("pools: {a b: {backends: [http://a]}}\n", 1, "cannot be the name of a pool", "letters"),
     "duplicate backend": (

@@ -9,7 +9,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mcp_proxy.config import Address, BackendConfig, Config, PoolConfig, RouteConfig, Secret, load
+from mcp_proxy.config import (
+    ActiveConfig,
+    Address,
+    AddressLimits,
+    BackendConfig,
+    Config,
+    DiscoverConfig,
+    EjectConfig,
+    PoolConfig,
+    RouteConfig,
+    Secret,
+    load,
+)
 
 POOLS = {"a": {"backends": ["http://a/mcp"]}}
 
@@ -20,12 +32,19 @@ external_url: https://mcp.example.com
 trusted_proxies: [127.0.0.0/8]
 workers: 1
 sessions: {store: memory, ttl: 2h}
-limits: {body: 4MiB, head: 32KiB, header_fields: 100, json_hold: 1048576, streams: 10000, head_timeout: 10s,
-         drain: 30s}
+limits: {body: 4MiB, head: 32KiB, header_fields: 100, json_hold: 1048576, streams: 10000, requests: 5000,
+         per_client: {streams: 10, requests: none, connections: 20}, per_principal: {requests: 5},
+         memory: 512MiB, head_timeout: 10s, drain: 30s, drain_delay: 0s}
 pools:
   weather:
     backends: [http://10.0.0.11:8000/mcp, {url: http://10.0.0.12:8000/mcp, weight: 2}]
     balance: least_sessions
+    slow_start: 30s
+    era: probe
+    health:
+      active: {check: /healthz, every: 5s, timeout: 2s, fall: 3, rise: 2}
+      eject: {after: 5, for: 30s, at_most: 50%}
+    drain: 5m
     on_backend_loss: end
     lost_after: 10s
     transport: httpx
@@ -33,8 +52,14 @@ pools:
     credentials: {authorization: env:WEATHER_TOKEN}
     proxy: http://proxy.example.com:3128
     http2: true
+  found:
+    discover: {dns: weather-headless.mcp.svc.cluster.local, port: 8000, path: /mcp, tls: false, every: 5s}
+    balance: hash
+    affinity: {key: client, tap: off}
+    health: {active: off, eject: off}
 routes:
   - {path: /weather/mcp, pool: weather}
+  - {path: /found/mcp, pool: found}
 telemetry: {access_log: off, metrics: true}
 """
 
@@ -47,11 +72,15 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (config.workers, config.sessions.store, config.sessions.ttl) == (1, "memory", 7200.0)
     assert config.limits.model_dump() == {
         "body": 4 << 20, "head": 32 << 10, "header_fields": 100, "json_hold": 1 << 20, "streams": 10_000,
-        "head_timeout": 10.0, "drain": 30.0,
+        "requests": 10_000, "per_client": {"streams": None, "requests": None, "connections": None},
+        "per_principal": {"streams": None, "requests": None}, "memory": None, "head_timeout": 10.0,
+        "drain": 30.0, "drain_delay": 0.0,
     }  # fmt: skip
     assert pool.timeouts.model_dump() == {"connect": 2.0, "response_head": None, "idle": None}
     assert (pool.balance, pool.on_backend_loss, pool.lost_after) == ("least_sessions", "end", 10.0)
     assert (pool.transport, pool.http2, pool.proxy, pool.tls) == ("http11", False, None, None)
+    assert (pool.discover, pool.slow_start, pool.era, pool.drain) == (None, None, "any", 300.0)
+    assert pool.health.model_dump() == {"active": None, "eject": {"after": 5, "for": 30.0, "at_most": "50%"}}
     assert pool.credentials.authorization is None
     assert config.telemetry.model_dump() == {"access_log": "json", "access_log_file": None, "metrics": True}
     assert (config.tls, config.external_url, config.trusted_proxies) == (None, None, ())
@@ -74,6 +103,13 @@ def test_every_key_of_this_version_is_read(tmp_path: Path) -> None:
     )
     assert pool.credentials.authorization == Secret("Bearer w")
     assert (pool.timeouts.idle, pool.timeouts.response_head) == (1.5, None)
+    assert pool.health.active == ActiveConfig(check="/healthz")
+    assert (pool.health.eject, pool.slow_start, pool.era) == (EjectConfig(), 30.0, "probe")
+    found = config.pools["found"]
+    assert found.discover == DiscoverConfig(dns="weather-headless.mcp.svc.cluster.local", port=8000)
+    assert (found.health.active, found.health.eject, found.affinity.tap) == (None, None, None)
+    assert config.limits.per_client == AddressLimits(streams=10, connections=20)
+    assert (config.limits.per_principal.requests, config.limits.memory) == (5, 512 << 20)
     assert config.telemetry.access_log == "off"
     assert str(config.trusted_proxies[0]) == "127.0.0.0/8"
 
@@ -82,7 +118,9 @@ def test_the_schema_accepts_what_the_loader_accepts() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = Config.model_json_schema()
     document = yaml.safe_load(EVERYTHING)
-    document["telemetry"]["access_log"] = "off"  # YAML 1.2, which editors use, reads it as text.
+    # YAML 1.2, which editors use, reads these as text.
+    document["telemetry"]["access_log"] = document["pools"]["found"]["affinity"]["tap"] = "off"
+    document["pools"]["found"]["health"] = {"active": "off", "eject": "off"}
 
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema)
@@ -96,6 +134,59 @@ def test_the_schema_shows_defaults_as_a_user_writes_them() -> None:
     assert limits["body"]["default"] == "4MiB"
     assert limits["head_timeout"]["default"] == "10s"
     assert limits["body"]["description"]
+    assert (limits["memory"]["default"], limits["drain_delay"]["default"]) == ("off", "0s")
+    eject = Config.model_json_schema()["$defs"]["EjectConfig"]["properties"]
+    assert {key: value["default"] for key, value in eject.items()} == {
+        "after": 5, "for": "30s", "at_most": "50%",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {},
+        {"backends": ["http://a"], "discover": {"srv": "a"}},
+        {"discover": {}},
+        {"discover": {"dns": "a", "port": 1, "srv": "b"}},
+        {"discover": {"kubernetes": {}}},
+        {"backends": [{"url": "http://a", "weight": 1001}]},
+        {"backends": ["http://a"], "health": {"eject": {"for_": "5s"}}},
+        {"backends": ["http://a"], "health": {"eject": {"at_most": 0.5}}},
+        {"backends": ["http://a"], "health": {"active": {"check": "ping"}}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_what_the_loader_refuses(pool: dict[str, object]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"pools": {"a": pool}}, Config.model_json_schema())
+
+
+def test_the_schema_knows_every_section() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Config.model_json_schema()
+    document = yaml.safe_load(EVERYTHING)
+
+    for loc in (("pools", "weather", "health", "eject"), ("pools", "found", "discover"), ("limits",)):
+        broken = json.loads(json.dumps(document))
+        section = broken
+        for key in loc:
+            section = section[key] if isinstance(section[key], dict) else section.setdefault(key, {})
+        section["colour"] = "blue"
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
+
+
+def test_a_key_that_is_a_word_of_python_has_an_underscore_there_and_nowhere_else() -> None:
+    built = EjectConfig(for_=5.0)
+
+    assert built == EjectConfig.model_validate({"for": "5s"})
+    assert built.for_ == 5.0
+    assert set(built.model_dump()) == {"after", "for", "at_most"}
+    config = Config.model_validate({"pools": {"a": POOLS["a"] | {"health": {"eject": {"for": "5s"}}}}})
+    assert config.pools["a"].health.eject == built
+    assert '"for":5.0' in config.model_dump_json()
 
 
 def test_a_configuration_built_in_python_is_checked_like_one_from_a_file() -> None:

@@ -6,16 +6,14 @@ import asyncio
 
 import pytest
 
-from mcp_proxy.backends import Backend
-from mcp_proxy.backends.balance import RoundRobin
 from mcp_proxy.errands import ANSWER_LIMIT, Answer, ask, own_headers, say_goodbye
 from mcp_proxy.errors import Phase, UpstreamError
-from mcp_proxy.pools import Pool
 from mcp_proxy.upstream import Outgoing
 from mcp_proxy.wire import Fields
 from tests.tools import PATIENCE_S
 from tests.unit.actors import Attempt, ScriptedTransport
 from tests.unit.fakes import settle
+from tests.unit.poolside import pool_of
 
 JSON = (b"content-type", b"application/json")
 SESSION = (b"mcp-session-id", b"s1")
@@ -24,17 +22,10 @@ REQUEST = Outgoing(b"POST", b"/mcp", Fields([JSON]), b"{}")
 
 class Rig:
     def __init__(self) -> None:
-        self.backend = Backend("backend.example", 80, b"/mcp")
         self.attempts: list[Attempt] = []
-        self.transport = ScriptedTransport(self.backend.id, self.attempts)
-        self.pool = Pool(
-            "pool",
-            [self.backend],
-            {self.backend.id: self.transport},
-            RoundRobin(),
-            lost_after_s=10.0,
-            authorization=None,
-        )
+        self.transport = ScriptedTransport("backend", self.attempts)
+        self.pool = pool_of(lambda _: self.transport, "backend.example")
+        (self.backend,) = self.pool.backends
 
     async def asked(self, seconds: float = PATIENCE_S) -> tuple[asyncio.Task[Answer], Attempt]:
         asking = asyncio.ensure_future(ask(self.transport, REQUEST, seconds))

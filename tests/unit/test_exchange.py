@@ -17,6 +17,7 @@ from tests.unit.exchanges import (
     relaying,
     waiting,
 )  # fmt: skip
+from tests.unit.fakes import settle
 
 # -- what ends an exchange ---------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ async def test_a_drain_before_the_head_ends_the_listening_stream_that_comes(stat
     elif rig.exchange.state is State.WAITING:
         rig.exchange.is_stream = True
         rig.attempts[0].head(200, [(b"content-type", b"text/event-stream")])
+    await settle()
     assert rig.exchange.state is State.DONE
     assert rig.director.finishes[0][0] is Fault.DRAIN
 

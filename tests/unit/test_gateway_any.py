@@ -98,7 +98,7 @@ async def test_whatever_happens_everything_is_given_back(steps: list[tuple[str, 
             if client.exchange is not None and client.exchange.state not in (State.DONE, State.ROUTING)
         ]
         assert inflight == len(busy)
-        assert house.gateway.streams <= house.gateway.streams_limit
+        assert house.gateway.quotas.streams <= house.gateway.quotas.streams_limit
     for client in clients:
         if client.exchange is not None and not client.reply.outcome and not client.reply.is_gone:
             client.leave()

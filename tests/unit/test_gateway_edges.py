@@ -27,6 +27,7 @@ from tests.unit.gatehouse import (
     modern,
     names,
 )  # fmt: skip
+from tests.unit.poolside import endpoint
 from tests.unit.slow_store import SlowStore
 
 PAGE = (b"origin", b"https://app.example")
@@ -227,7 +228,7 @@ async def test_nothing_was_sent_so_the_backend_took_no_time() -> None:
 
 
 class BrokenPool(Pool):
-    def next(self, tried: Sequence[str] = (), affinity: bytes | None = None) -> Backend | None:
+    def next(self, tried: Sequence[str] = (), affinity: bytes | None = None, **_: bool) -> Backend | None:
         raise ZeroDivisionError
 
 
@@ -283,8 +284,9 @@ async def test_closing_ends_everything_once_and_is_idempotent() -> None:
     attempts[storing].head(200, [JSON, (SESSION, b"s1")])
     await settle()
     assert len(store.asked) == 2
-    await house.gateway.aclose()
-    await house.gateway.aclose()
+    for _ in range(2):
+        await house.gateway.aclose()
+        await house.pool.aclose()
     for client in (routing, waiting, holding, storing):
         assert client.verdict == (503, "draining")
         assert client.reply.one(b"retry-after") == b"1"
@@ -328,8 +330,23 @@ async def test_a_challenge_for_the_pools_own_credentials_is_not_the_clients() ->
     house.assert_quiet()
 
 
-async def test_a_session_of_a_backend_that_is_not_in_the_pool_any_more_is_lost() -> None:
+async def test_a_session_of_a_backend_that_is_not_known_here_is_given_time_to_become_known() -> None:
+    """Another replica may have heard of the backend first. To end the session would be for good."""
     house = Gatehouse(2)
+    house.store.create(KEY, SessionRecord("http://backend2.example:8000/mcp"))
+    early = house.call()
+    assert early.verdict == (503, "backend_unavailable")
+    assert early.reply.one(b"retry-after") == b"1"
+    assert house.store.count(ROUTE) == 1
+
+    house.pool.update([endpoint(f"backend{number}.example") for number in range(3)], "discovery")
+    house.call()
+    assert house.take().backend == "http://backend2.example:8000/mcp"
+    house.journal.records.clear()
+
+
+async def test_a_session_of_a_backend_that_nobody_comes_to_know_is_lost() -> None:
+    house = Gatehouse(2, lost_after_s=0.0)
     house.store.create(KEY, SessionRecord("http://removed.example:80/mcp"))
     client = house.call()
     assert client.verdict == (404, "session_not_found")

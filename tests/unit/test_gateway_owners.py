@@ -7,11 +7,12 @@ import asyncio
 import pytest
 
 from mcp_proxy import clock
-from mcp_proxy.backends import AVOID_S
+from mcp_proxy.backends.absence import LOOK_S
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.sticky import PIN_RETRY_S
 from tests.unit.fakes import settle, until
 from tests.unit.gatehouse import ROUTE, Client, Gatehouse, legacy, modern
+from tests.unit.poolside import unreachable
 
 # -- sessions ----------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ async def test_a_client_that_leaves_during_that_moment_ends_it() -> None:
 async def lost(house: Gatehouse, method: bytes) -> Client:
     owner = house.find(house.open_session())
     for ago_s in (10.1, 5.0, 0.5):
-        owner.refused(clock.now() - ago_s)
+        unreachable(house.pool, owner, ago_s)
     client = house.ask(
         legacy("ping") if method == b"POST" else b"", (b"mcp-session-id", b"s1"), method=method
     )
@@ -130,8 +131,8 @@ async def test_two_failures_long_apart_are_not_a_long_failure() -> None:
     next failure is the first one again, and nobody loses a session for it."""
     house = Gatehouse(2)
     owner = house.find(house.open_session())
-    owner.refused(clock.now() - 3600)
-    house.gateway.sweep(clock.now())
+    unreachable(house.pool, owner, 3600.0)
+    house.pool.sweep(clock.now() + LOOK_S + 0.1)
     await settle()
     assert [transport.probes for transport in house.transports.values() if transport.probes] == [1]
     client = house.call()
@@ -146,20 +147,20 @@ async def test_a_backend_that_stays_away_is_looked_for_now_and_then() -> None:
     backend = house.backends[0]
     transport = house.transports[backend.id]
     transport.is_up = False
-    backend.refused(clock.now())
+    unreachable(house.pool, backend)
     since_s = backend.unreachable_since_s
     for seconds in (0.0, 0.5, 1.0):
-        house.gateway.sweep(clock.now() + seconds)
+        house.pool.sweep(clock.now() + seconds)
     await settle()
     assert transport.probes == 0, "not at once"
     for number in range(3):
-        house.gateway.sweep(clock.now() + AVOID_S + 0.1)
-        house.gateway.sweep(clock.now() + AVOID_S + 0.1)
+        house.pool.sweep(clock.now() + LOOK_S + 0.1)
+        house.pool.sweep(clock.now() + LOOK_S + 0.1)
         await settle()
         assert transport.probes == number + 1, "one at a time"
     assert backend.unreachable_since_s == since_s
     transport.is_up = True
-    house.gateway.sweep(clock.now() + AVOID_S + 0.1)
+    house.pool.sweep(clock.now() + LOOK_S + 0.1)
     await settle()
     assert backend.unreachable_since_s is None
     house.assert_quiet()
@@ -178,9 +179,9 @@ async def test_a_probe_that_hangs_is_the_only_one() -> None:
     house = Gatehouse(1)
     transport = house.transports[house.backends[0].id]
     transport.gate = asyncio.Event()
-    house.backends[0].refused(clock.now() - 10)
+    unreachable(house.pool, house.backends[0], 10.0)
     for number in range(5):
-        house.gateway.sweep(clock.now() + number * (AVOID_S + 0.1))
+        house.pool.sweep(clock.now() + number * (LOOK_S + 0.1))
         await settle()
     assert transport.probes == 1
     transport.gate.set()
@@ -195,9 +196,9 @@ async def test_a_probe_that_could_not_find_out_says_nothing() -> None:
     backend = house.backends[0]
     transport = house.transports[backend.id]
     transport.is_up = None
-    backend.refused(clock.now() - 10)
+    unreachable(house.pool, backend, 10.0)
     before = backend.unreachable_since_s
-    house.gateway.sweep(clock.now())
+    house.pool.sweep(clock.now() + LOOK_S + 0.1)
     await settle()
     assert (transport.probes, backend.unreachable_since_s) == (1, before)
     house.assert_quiet()

@@ -258,7 +258,7 @@ async def test_streams_are_counted_while_they_are_open() -> None:
     house = Gatehouse(1)
     client = house.ask(*modern("tools/call"))
     house.attempts[0].head(200, [EVENTS])
-    assert (house.pool.streams, house.backends[0].streams, house.gateway.streams) == (1, 1, 0)
+    assert (house.pool.streams, house.backends[0].streams, house.gateway.quotas.streams) == (1, 1, 0)
     client.leave()
     assert house.journal.events == [("opened", "pool"), ("closed", "pool", "client")]
     assert (house.record.is_stream, house.record.ended_by, house.record.phase) == (

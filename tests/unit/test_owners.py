@@ -20,6 +20,7 @@ from tests.unit.gatehouse import (
     modern,
     slow_house,
 )
+from tests.unit.poolside import unreachable
 
 TAP = 1024
 TENANT = b"x-tenant"
@@ -188,7 +189,7 @@ async def test_the_owner_of_a_task_gets_a_moment_and_nobody_else_is_asked_meanwh
 async def test_a_task_of_a_lost_backend_is_asked_for_anywhere() -> None:
     house = tapped(lost_after_s=0.0)
     owner = learn(house, TASK)
-    house.find(owner).refused(0.0)
+    unreachable(house.pool, house.find(owner), 3600.0)
     client = house.ask(*task())
     attempt = house.take()
     assert attempt.backend != owner

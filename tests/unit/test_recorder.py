@@ -9,12 +9,11 @@ import pytest
 from mcp_proxy import clock
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
-from mcp_proxy.backends.balance import RoundRobin
+from mcp_proxy.clock import Deadlines
 from mcp_proxy.envelope import parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.headers import read_request
-from mcp_proxy.pools import Pool
 from mcp_proxy.recorder import CLOSE_REASONS, Recorder
 from mcp_proxy.replies import TABLE
 from mcp_proxy.routing import Plan, plan_get, plan_post
@@ -22,8 +21,9 @@ from mcp_proxy.sessions import SessionKey
 from mcp_proxy.tap import Owned
 from mcp_proxy.telemetry import RequestRecord
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
+from tests.unit.poolside import pool_of
 
-POOL = Pool("main", [], {}, RoundRobin(), lost_after_s=10.0, authorization=None)
+POOL = pool_of({}, name="main")
 
 
 class Kept:
@@ -40,6 +40,7 @@ class Nobody:
     """Implements Director and Reply for exchanges that go nowhere."""
 
     json_hold = 1
+    parting_due: Deadlines[Exchange] = Deadlines(None, Exchange.part_now)
 
     def on_head(self, exchange: Exchange, status: int, headers: Fields, length: int | None) -> None: ...
 

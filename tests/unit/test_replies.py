@@ -35,6 +35,7 @@ CATALOGUE = [
     ("missing_meta", 400, -32602),
     ("missing_session", 400, -32600),
     ("session_not_found", 404, -32600),
+    ("too_many_requests", 429, -32603),
     ("overloaded", 503, -32603),
     ("draining", 503, -32603),
     ("store_unavailable", 503, -32603),
@@ -68,11 +69,11 @@ def test_each_reason_has_its_status_and_code(reason: str, status: int, code: int
 
 
 @pytest.mark.parametrize("reason", list(TABLE))
-def test_503_says_when_to_come_back_and_only_503(reason: str) -> None:
+def test_503_and_429_say_when_to_come_back_and_nothing_else_does(reason: str) -> None:
     status, headers, _ = render(Rejection(reason))
     retry_after = [value for name, value in headers if name == b"retry-after"]
 
-    assert [value.isdigit() for value in retry_after] == ([True] if status == 503 else [])
+    assert [value.isdigit() for value in retry_after] == ([True] if status in (429, 503) else [])
 
 
 @pytest.mark.parametrize("reason", list(TABLE))

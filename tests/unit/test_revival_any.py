@@ -159,7 +159,7 @@ async def test_whatever_happens_everybody_is_answered_and_no_backend_session_is_
     for house in world.houses:
         await house.gateway.aclose()
         assert not house.gateway.live
-        assert house.pool.streams == house.gateway.streams == 0
+        assert house.pool.streams == house.gateway.quotas.streams == 0
     for client, _ in world.clients:
         shown = [value for name, value in client.reply.headers if name == SESSION]
         assert shown in ([], [world.ours]), "the client knows no other name"

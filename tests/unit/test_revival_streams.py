@@ -62,7 +62,7 @@ async def test_a_stream_ends_cleanly_when_its_session_ends_or_moves_elsewhere(ho
     house.shelf.announce(name)
     await settle(TURNS)
     assert (stream.reply.outcome, attempt.is_cancelled) == ("end", True)
-    assert (house.pool.streams, house.gateway.streams) == (0, 0)
+    assert (house.pool.streams, house.gateway.quotas.streams) == (0, 0)
     house.assert_quiet()
 
 

@@ -65,16 +65,26 @@ async def health(scope: Any, receive: Any, send: Any) -> None:
 class Running:
     """``run_servers`` in a task of this loop."""
 
-    def __init__(self, application: Application, *, has_admin: bool = False, grace_s: int = GRACE_S) -> None:
+    def __init__(
+        self,
+        application: Application,
+        *,
+        has_admin: bool = False,
+        grace_s: int = GRACE_S,
+        delay_s: float = 0.0,
+    ) -> None:
         self.application = application
         self.events: list[str] = []
         self.started = asyncio.Event()
         sock = servers.bind("127.0.0.1", 0)
+        self.socket = sock
         self.port: int = sock.getsockname()[1]
         data = servers.config(
             application, sock, http=Http11Protocol, lifespan="on", timeout_graceful_shutdown=grace_s
         )
-        self.server = servers.Server(data, on_drain=lambda: self.events.append("drain"))
+        self.server = servers.Server(
+            data, on_drain=lambda: self.events.append("drain"), drain_delay_s=delay_s
+        )
         admin = None
         if has_admin:
             admin_sock = servers.bind("127.0.0.1", 0)
@@ -95,6 +105,11 @@ class Running:
     def _started(self) -> None:
         self.events.append("started")
         self.started.set()
+
+    @property
+    def has_closed(self) -> bool:
+        """Nobody can connect any more."""
+        return not any(server.sockets for server in self.server.servers)
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(PATIENCE_S):
@@ -186,7 +201,7 @@ async def test_started_means_that_both_listen_and_the_admin_ends_last(start: Sta
     await client.send(post(b"{}"))
     await until(lambda: len(handler.served) == 1, 0.001)
     signal.raise_signal(signal.SIGTERM)
-    await until(lambda: "drain" in running.events, 0.001)
+    await until(lambda: running.has_closed, 0.001)
     async with await Client.connect(running.admin_port) as admin:
         assert (await admin.ask(get(), "GET")).body == b"ok"
     with pytest.raises(ConnectionRefusedError):
@@ -198,6 +213,73 @@ async def test_started_means_that_both_listen_and_the_admin_ends_last(start: Sta
     with pytest.raises(ConnectionRefusedError):
         await Client.connect(running.admin_port)
     client.close()
+
+
+async def test_for_the_drain_delay_everything_is_served(start: Start) -> None:
+    """What stands in front has not seen yet that it is not ready."""
+    running = await start(delay_s=3600.0)
+    async with await Client.connect(running.port) as before:
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: running.events == ["started", "drain"], 0.001)
+        async with await Client.connect(running.port) as client:
+            assert (await client.ask(post(b"{}"))).status == 200
+        assert (await before.ask(post(b"{}"))).status == 200
+    assert not running.has_closed
+    signal.raise_signal(signal.SIGTERM)
+    assert await running.exit_code() == 0
+    assert running.events == ["started", "drain"]
+
+
+async def test_after_the_drain_delay_the_listener_closes(start: Start) -> None:
+    running = await start(delay_s=0.2)
+    signal.raise_signal(signal.SIGTERM)
+    assert await running.exit_code() == 0
+    assert running.has_closed
+    assert running.application.events == ["startup", "shutdown"]
+
+
+async def test_a_signal_behind_a_drain_that_an_operator_asked_for_does_not_hurry(start: Start) -> None:
+    """A pod ends so: its hook first, then the signal."""
+    handler = ScriptedHandler()
+    handler.respond = None
+    running = await start(Application(handler))
+    client = await Client.connect(running.port)
+    await client.send(post(b"{}"))
+    await until(lambda: len(handler.served) == 1, 0.001)
+    running.server.drain()
+    signal.raise_signal(signal.SIGTERM)
+    await until(lambda: running.has_closed, 0.001)
+    handler.served[0].reply.answer(200, [], b"whole")
+    assert (await client.answer()).body == b"whole"
+    assert await running.exit_code() == 0
+    client.close()
+
+
+async def test_a_connection_that_the_kernel_had_accepted_is_served(start: Start) -> None:
+    """It would be reset with the listener, and what was sent on it cannot be sent elsewhere."""
+    handler = ScriptedHandler()
+    running = await start(Application(handler))
+    loop = asyncio.get_running_loop()
+    clients: list[socket.socket] = []
+    stopping: list[asyncio.Task[None]] = []
+
+    def connect_and_stop() -> None:
+        """Without a turn of the loop in between."""
+        for _ in range(3):
+            client = socket.create_connection(("127.0.0.1", running.port))
+            client.sendall(post(b"last"))
+            client.setblocking(False)
+            clients.append(client)
+        stopping.append(loop.create_task(running.server._accept_rest([running.socket])))
+
+    loop.call_soon(connect_and_stop)
+    await until(lambda: len(handler.served) == 3, 0.001)
+    assert running.has_closed
+    await stopping[0]
+    for client in clients:
+        async with asyncio.timeout(PATIENCE_S):
+            assert b"200 OK" in await loop.sock_recv(client, 4096)
+        client.close()
 
 
 async def test_a_stream_is_told_to_drain_and_the_process_waits_for_it(start: Start) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mcp_proxy.errors import StoreError
 from mcp_proxy.headers import is_session_id
-from mcp_proxy.sessions import SessionKey, SessionRecord
+from mcp_proxy.sessions import GONE, SessionKey, SessionRecord
 from mcp_proxy.sessions import signed as signed_module
-from mcp_proxy.sessions.signed import GONE, TOKEN_LIMIT, Derived, Seal
+from mcp_proxy.sessions.signed import TOKEN_LIMIT, Derived, Seal
 
 OLD, NEW = "an old secret of thirty-two chars", "a new secret of thirty-two chars."
 A, B = "http://10.0.0.1:8000/mcp", "http://10.0.0.2:8000/mcp"
@@ -30,7 +30,13 @@ derive = cache(signed_module.derive)
 
 
 def make(*secrets: str, routes: dict[str, list[str]] = ROUTES) -> Seal:
-    return Seal(secrets or (NEW,), routes, derive)
+    return knowing(Seal(secrets or (NEW,), derive), routes)
+
+
+def knowing(seal: Seal, routes: dict[str, list[str]] = ROUTES) -> Seal:
+    for route, backends in routes.items():
+        seal.know(route, backends)
+    return seal
 
 
 def key(session_id: bytes = b"5f2b1c", route: str = "/mcp") -> SessionKey:
@@ -160,7 +166,7 @@ def test_a_backend_that_no_lookup_could_find_is_refused(backend: str, route: str
 
 def test_there_is_no_seal_without_a_secret() -> None:
     with pytest.raises(ValueError, match="secret"):
-        Seal([], ROUTES, derive)
+        Seal([], derive)
 
 
 # --- what does not open ----------------------------------------------------------------------------
@@ -321,8 +327,8 @@ def test_secrets_whose_key_ids_are_the_same_both_open() -> None:
     def collide(secret: str) -> Derived:
         return derive(secret)._replace(key_id=b"00000000")
 
-    old, new = Seal([OLD], ROUTES, collide), Seal([NEW], ROUTES, collide)
-    both = Seal([NEW, OLD], ROUTES, collide)
+    old, new = knowing(Seal([OLD], collide)), knowing(Seal([NEW], collide))
+    both = knowing(Seal([NEW, OLD], collide))
     old_token, new_token = old.seal(key(), record()), new.seal(key(), record())
 
     assert parts(old_token)[:2] == parts(new_token)[:2]
@@ -337,7 +343,7 @@ def test_the_key_of_a_secret_is_the_same_on_every_replica() -> None:
 
     assert len(key_bytes) == 32
     assert (hashlib.sha256(key_bytes).hexdigest()[:16], key_id) == ("347360a8dc46435c", b"0384703d")
-    assert Seal([NEW], ROUTES).open(make().seal(key(), record())) is not None
+    assert knowing(Seal([NEW])).open(make().seal(key(), record())) is not None
 
 
 def test_the_key_id_of_a_token_keeps_to_the_key_that_sealed_it() -> None:

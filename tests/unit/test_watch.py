@@ -105,7 +105,7 @@ async def test_streams_end_once_however_they_end(steps: list[tuple[int, str]]) -
     streams = []
     for number, word in steps:
         key = keys[number % 2]
-        if word == "open" and house.gateway.streams < 3:
+        if word == "open" and house.gateway.quotas.streams < 3:
             streams.append(house.listen(key.session_id))
             if house.attempts:
                 house.take().head(200, [EVENTS])

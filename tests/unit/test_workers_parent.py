@@ -24,7 +24,7 @@ def test_the_streams_of_all_workers_are_at_least_what_was_asked_for() -> None:
 
 
 def test_a_worker_gets_the_configuration_as_it_is_with_its_secrets() -> None:
-    setup = Setup(config(2), "info")
+    setup = Setup(config(2), "info", b"key")
     told: Setup = pickle.loads(pickle.dumps(setup))
     assert told == setup
     assert [key.value for key in told.config.sessions.keys] == [SEALED["MCP_PROXY_SESSION_KEY"]]

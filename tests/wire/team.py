@@ -57,7 +57,7 @@ class Team:
     async def is_closed(self) -> bool:
         try:
             (await Client.connect(self.proxy.port)).close()
-        except ConnectionRefusedError:
+        except OSError:  # refused, or reset by a listener that closes in this moment
             return True
         return False
 

@@ -225,20 +225,22 @@ async def test_a_delete_of_a_session_of_a_lost_backend_is_done(site: Replicas) -
     await site.unknown(0, session)
 
 
-async def test_a_backend_that_left_the_configuration_is_lost_and_not_dialled(
+async def test_a_backend_that_a_replica_has_never_heard_of_is_given_time_and_then_lost_and_never_dialled(
     site: Replicas, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     session = await site.open(0)
     await site.works(1, session)
     (other,) = site.others(session)
-    pools = {name: {"backends": [other.url]} for name in ("tools", "tapped", "moving")}
+    pools = {name: {"backends": [other.url], "lost_after": "1s"} for name in ("tools", "tapped", "moving")}
     if site.redis is None:
         del pools["moving"]
     folder = tmp_path_factory.mktemp("newer")
     store, redis = site.store, site.redis
     async with replicas(folder, store, redis=redis, over={"pools": pools}, count=1) as newer:
         await newer.settled()
-        await newer.unknown(0, session)
+        early = await newer.call(0, session)
+        assert (early.status, early.head.one("mcp-proxy-reason")) == (503, b"backend_unavailable")
+        await newer.until(lambda: is_over(newer, session), "nobody has named the backend")
         await newer.unknown(0, session)
         newer.hang_up()
     if redis is None:

@@ -17,6 +17,7 @@ from mcp_proxy.wire import Handler
 from tests.tools import PATIENCE_S
 from tests.unit.door_asgi.direct import Messages, Server
 from tests.unit.doorway import Conversation, ScriptedHandler, Served
+from tests.unit.fakes import settle
 
 
 async def test_peer_and_scheme_come_from_the_scope(door: AsgiDoor, handler: ScriptedHandler) -> None:
@@ -171,7 +172,29 @@ async def test_a_cancelled_app_ends_the_exchange(door: AsgiDoor, handler: Script
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
-    assert handler.served[0].conversation.events == ["disconnect"]
+    assert handler.served[0].conversation.events == ["expire", "disconnect"]
+
+
+async def test_a_cancelled_app_still_sends_the_end_of_its_answer(
+    door: AsgiDoor, handler: ScriptedHandler
+) -> None:
+    """A server whose patience is over cancels; a stream that stays can end cleanly all the same."""
+    started = asyncio.Event()
+
+    def respond(served: Served) -> None:
+        _stream(served)
+        served.conversation.expire = served.reply.end  # type: ignore[method-assign]
+        started.set()
+
+    handler.respond = respond
+    server = Server()
+    running = asyncio.create_task(server.run(door))
+    await started.wait()
+    await settle()
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert server.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 async def test_without_a_lifespan_the_first_request_starts_the_gateway(

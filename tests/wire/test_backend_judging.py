@@ -1,0 +1,365 @@
+"""Who gets what is new: backends that fail, are checked, warm up, weigh more or speak another revision, behind
+two proxies and nginx.
+
+Rules of this file: each replica judges by what it has met itself, so a case that counts failures asks one
+replica. Judging moves no session. What a backend has received is the proof.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client as OfficialClient
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import TextContent
+
+from tests.tools import PATIENCE_S
+from tests.tools.backend import Backend
+from tests.tools.client import Answer, Client, get
+from tests.tools.mcp_backend import JSON, McpServer, json_answer
+from tests.tools.recording import Conn, Seen
+from tests.wire.fronted import Front, case, front, owner
+from tests.wire.reloading import Site, servers
+from tests.wire.server_processes import OFFICIAL, Server, started
+
+MODERN = "2026-07-28"
+
+
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front]:
+    async with front(tmp_path_factory.mktemp("front")) as running:
+        yield running
+
+
+@pytest.fixture
+async def site(shared: Front) -> AsyncIterator[Front]:
+    async with case(shared) as running:
+        yield running
+
+
+def quick_to_eject(seconds: float) -> dict[str, Any]:
+    return {"eject": {"after": 5, "for": f"{seconds:g}s", "at_most": "50%"}}
+
+
+FAILING = json_answer(status=500)
+
+
+async def session_at(site: Front, name: str) -> str:
+    """A session of this server that replica 0 has opened."""
+    async with asyncio.timeout(PATIENCE_S):
+        while owner(session := await site.open(0)) != name:
+            pass
+    return session
+
+
+async def opened(site: Front, count: int, at: int | None = 0) -> Counter[str]:
+    """Whose the next sessions are, one after the other."""
+    return Counter([owner(await site.open(at)) for _ in range(count)])
+
+
+# -- ejected by its failures ---------------------------------------------------------------------
+
+
+class Gated(McpServer):
+    """``initialize`` is answered when the gate is open."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = 0
+
+    async def _initialize(self, message: dict[str, Any], conn: Conn) -> None:
+        self.asked += 1
+        await self.gate.wait()
+        await super()._initialize(message, conn)
+
+
+async def test_five_failures_eject_a_backend_for_new_sessions_and_one_request_brings_it_back(
+    site: Front,
+) -> None:
+    a, b = Gated("a"), Gated("b")
+    async with Backend(a) as first, Backend(b) as second:
+        await site.use([first, second], health=quick_to_eject(2))
+        session = await session_at(site, "a")
+        a.tool = FAILING
+        for _ in range(4):
+            assert (await site.call(session, 0)).status == 500
+        assert await site.state(first) == "up"
+        assert (await site.call(session, 0)).status == 500
+        assert await site.state(first) == "ejected"
+        assert await site.metric("ejections_total") == 1
+        a.tool = json_answer()
+        assert (await site.call(session, 0)).status == 200, "the session has not moved"
+        asked = a.asked
+        assert await opened(site, 5) == {"b": 5}
+
+        a.gate.clear()
+        await site.until(lambda: is_in(site, first, "trial"), "its time is over")
+        waiting = [asyncio.create_task(site.open(0)) for _ in range(10)]
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            while sum(task.done() for task in waiting) < 9:
+                await asyncio.wait(
+                    [task for task in waiting if not task.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+        assert a.asked == asked + 1, "one request finds out"
+        assert await site.state(first) == "trial"
+        a.gate.set()
+        owners = Counter(owner(session) for session in await asyncio.gather(*waiting))
+        assert owners == {"a": 1, "b": 9}
+        assert await site.state(first) == "up"
+        assert (await opened(site, 5))["a"] == 5, "it has fewer than the other"
+
+
+async def is_in(site: Front, backend: Backend | Server, state: str, at: int = 0) -> bool:
+    return await site.state(backend, at) == state
+
+
+async def test_at_most_half_of_a_pool_is_ejected(site: Front) -> None:
+    async with servers("a", "b", "c") as (scripted, backends):
+        await site.use(backends, health=quick_to_eject(3600))
+        sessions = [await session_at(site, server.name) for server in scripted]
+        for server in scripted:
+            server.tool = FAILING
+        for session in sessions:
+            for _ in range(6):
+                assert (await site.call(session, 0)).status == 500
+        assert [await site.state(backend) for backend in backends] == ["ejected", "up", "up"]
+        assert set(await opened(site, 6)) == {"b", "c"}
+
+
+async def test_a_failure_that_was_not_in_a_row_ejects_nobody(site: Front) -> None:
+    async with servers("a", "b") as (scripted, backends):
+        await site.use(backends, health=quick_to_eject(3600))
+        session = await session_at(site, "a")
+        for _ in range(3):
+            scripted[0].tool = FAILING
+            for _ in range(4):
+                assert (await site.call(session, 0)).status == 500
+            scripted[0].tool = json_answer()
+            assert (await site.call(session, 0)).status == 200
+        assert await site.state(backends[0]) == "up"
+
+
+async def test_a_backend_that_freezes_is_ejected_by_its_timeouts_and_comes_back(
+    site: Front, tmp_path: Path
+) -> None:
+    with started(tmp_path, "a", "b") as processes:
+        frozen = processes[0]
+        await site.use(processes, timeouts={"response_head": "500ms"}, health=quick_to_eject(1))
+        session = await session_at(site, "a")
+        frozen.freeze()
+        for answer in await asyncio.gather(*(site.call(session, 0) for _ in range(5))):
+            assert (answer.status, answer.reason) == (504, "upstream_timeout")
+        assert await site.state(frozen) == "ejected"
+        assert await opened(site, 5) == {"b": 5}
+        frozen.thaw()
+        await site.until(lambda: is_in(site, frozen, "trial"), "its time is over")
+        await session_at(site, "a")
+        assert await site.state(frozen) == "up"
+        await site.works(session)
+
+
+# -- checked ---------------------------------------------------------------------------------------
+
+
+OFTEN = {"every": "500ms", "timeout": "500ms", "fall": 2, "rise": 1}
+
+
+class Official(Server):
+    """A server with the official SDK."""
+
+    def __init__(self, name: str, folder: Path, *options: str) -> None:
+        super().__init__(name, folder, *options, program=OFFICIAL)
+
+    async def _ask(self, method: str, target: str) -> Answer:
+        async with await Client.connect(self.port) as client:
+            return await client.ask(get("Connection: close", target=target, method=method), method)
+
+    async def live(self) -> int:
+        """Sessions that it has."""
+        count: int = (await self._ask("GET", "/facts")).json["live"]
+        return count
+
+    async def requests(self) -> list[dict[str, str]]:
+        asked: list[dict[str, str]] = (await self._ask("GET", "/facts")).json["requests"]
+        return asked
+
+    async def checks(self) -> list[dict[str, str]]:
+        """What the proxies have asked on their own account."""
+        return [one for one in await self.requests() if one["by"].startswith("mcp-proxy/")]
+
+    async def fail(self, what: str, status: int) -> None:
+        assert (await self._ask("POST", f"/fail/{what}/{status}")).status == 204
+
+
+@contextlib.asynccontextmanager
+async def official(site: Front, mode: str = "legacy") -> AsyncIterator[OfficialClient]:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
+        transport = streamable_http_client(f"http://127.0.0.1:{site.port}/mcp", http_client=http)
+        async with OfficialClient(transport, mode=mode, read_timeout_seconds=PATIENCE_S) as client:
+            yield client
+
+
+async def whoami(client: OfficialClient) -> str:
+    first = (await client.call_tool("whoami")).content[0]
+    assert isinstance(first, TextContent)
+    return first.text
+
+
+async def visits(site: Front, count: int, mode: str = "legacy") -> Counter[str]:
+    """Whom as many clients, at the same time, came to."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(official(site, mode)) for _ in range(count)]
+        return Counter([await whoami(client) for client in clients])
+
+
+@contextlib.contextmanager
+def official_pair(folder: Path) -> Any:
+    with Official("a", folder) as a, Official("b", folder) as b:
+        yield a, b
+
+
+@pytest.mark.parametrize(("check", "what"), [("/healthz", "healthz"), ("discover", "discover")])
+async def test_an_unhealthy_backend_gets_nothing_new_and_keeps_its_sessions_and_no_check_makes_one(
+    site: Front, tmp_path: Path, check: str, what: str
+) -> None:
+    active = {"check": check, **OFTEN}
+    with official_pair(tmp_path) as (a, b):
+        await site.use([a, b], health={"active": active})
+        async with official(site) as one, official(site) as other:
+            mine = one if await whoami(one) == "a" else other
+            assert await whoami(mine) == "a"
+            await a.fail(what, 503)
+            await site.becomes(a, "unhealthy")
+            assert await visits(site, 4) == {"b": 4}
+            assert await whoami(mine) == "a", "its session goes on"
+            await a.fail(what, 200)
+            await site.becomes(a, "up")
+            assert (await visits(site, 4))["a"] >= 1
+
+            async def are_checked() -> bool:
+                return min(len(await a.checks()), len(await b.checks())) >= 8
+
+            await site.until(are_checked, "several checks of each")
+            assert await a.live() + await b.live() == 2, "these two clients"
+        for server in (a, b):
+            asked = await server.checks()
+            wanted = {"GET", "/healthz", ""} if what == "healthz" else {"POST", "/mcp", "server/discover"}
+            assert {frozenset((one["http"], one["path"], one["method"])) for one in asked} == {frozenset(wanted)}
+            assert await server.live() == 0
+
+
+async def test_a_check_by_tcp_finds_that_a_backend_is_away_and_back_without_any_traffic(
+    site: Front, tmp_path: Path
+) -> None:
+    active = {"check": "tcp", **OFTEN}
+    with official_pair(tmp_path) as (a, b):
+        await site.use([a, b], health={"active": active})
+        await site.becomes(a, "up")
+        a.kill()
+        await site.becomes(a, "down", "unhealthy")
+        assert await visits(site, 3) == {"b": 3}
+        a.start()
+        await site.becomes(a, "up")
+        assert (await visits(site, 4))["a"] >= 1
+        assert (await a.checks(), await b.checks()) == ([], []), "to connect is all"
+
+
+async def test_requests_of_the_new_revision_reach_only_backends_that_speak_it(
+    site: Front, tmp_path: Path
+) -> None:
+    with Official("old", tmp_path, "--legacy") as old, Official("dual", tmp_path) as dual:
+        await site.use([old, dual], era="probe", balance="round_robin")
+        for at, replica in enumerate(site.sites):
+
+            async def says(replica: Site = replica) -> bool:
+                is_told = "1 backends speak 2026-07-28 and 1 do not" in await replica.readiness()
+                return is_told and f"spoken by {dual.url} but not by {old.url}" in replica.log()
+
+            await site.until(says, "it is told who differs", at)
+        assert await visits(site, 6, MODERN) == {"dual": 6}
+        assert {one["method"] for one in await old.requests()} == {"server/discover"}
+        assert {one["by"].partition("/")[0] for one in await old.requests()} == {"mcp-proxy"}
+        assert await old.live() == 0, "to be asked makes no session"
+        assert await visits(site, 6) == {"old": 3, "dual": 3}
+        for at in (0, 1):
+            eras = {id: each["era"] for id, each in (await site.status(at)).items()}
+            assert eras == {old.url: "legacy", dual.url: "modern"}
+
+
+# -- balanced --------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """``initialize`` is answered when as many as expected wait for it, at all servers together."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.waiting = 0
+        self.is_whole = asyncio.Event()
+
+    def server(self, name: str) -> McpServer:
+        crowd = self
+
+        class Patient(McpServer):
+            async def _initialize(self, message: dict[str, Any], conn: Conn) -> None:
+                crowd.waiting += 1
+                if crowd.waiting == crowd.size:
+                    crowd.is_whole.set()
+                await crowd.is_whole.wait()
+                await super()._initialize(message, conn)
+
+        return Patient(name)
+
+
+async def test_sessions_that_are_opened_at_the_same_time_are_spread_evenly(site: Front) -> None:
+    crowd = Crowd(30)
+    scripted = [crowd.server(name) for name in "abc"]
+    async with contextlib.AsyncExitStack() as stack:
+        backends = [await stack.enter_async_context(Backend(server)) for server in scripted]
+        await site.use(backends)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(site.open() for _ in range(30)))
+        assert [len(server.sessions) for server in scripted] == [10, 10, 10]
+        await asyncio.gather(*(site.open() for _ in range(30)))
+        assert [len(server.sessions) for server in scripted] == [20, 20, 20]
+
+
+async def test_a_weight_is_a_share_of_the_sessions(site: Front) -> None:
+    async with servers("a", "b") as (scripted, backends):
+        await site.use(backends)
+        config = site.config(backends)
+        (pool,) = config["pools"].values()
+        pool["backends"] = [{"url": backends[0].url, "weight": 3}, backends[1].url]
+        await site.reload(config)
+        await asyncio.gather(*(site.open() for _ in range(40)))
+        assert [len(server.sessions) for server in scripted] == [30, 10]
+
+
+async def test_a_backend_that_comes_back_gets_its_share_little_by_little(site: Front, tmp_path: Path) -> None:
+    with started(tmp_path, "a", "b") as processes:
+        await site.use(processes, slow_start="1h")
+        processes[1].kill()
+        assert await opened(site, 2) == {"a": 2}
+        assert await site.state(processes[1]) == "down"
+        processes[1].start()
+        await site.until(lambda: is_in(site, processes[1], "up"), "it is found again")
+        shares = await opened(site, 20)
+        assert shares == {"a": 18, "b": 2}, "a tenth"
+        await site.use(processes, goes_on=True, slow_start="100ms")
+
+        async def has_as_many() -> bool:
+            await site.open(0)
+            return len(processes[0].made) == len(processes[1].made)
+
+        await site.until(has_as_many, "it catches up")
+        assert await opened(site, 10) == {"a": 5, "b": 5}
