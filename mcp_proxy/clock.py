@@ -30,6 +30,14 @@ class Deadlines(Generic[T]):
         self._due: dict[T, float] = {}
         self._expire = expire
 
+    def follow(self, delay_s: float | None) -> None:
+        """Another delay from now on. What is armed waits no longer than what comes behind it, or that
+        would have to wait as well."""
+        self.delay_s = delay_s
+        if delay_s is not None:
+            latest_s = now() + delay_s
+            self._due = {item: min(due_s, latest_s) for item, due_s in self._due.items()}
+
     def __len__(self) -> int:
         return len(self._due)
 

@@ -83,7 +83,12 @@ def data_server(service: Service, sock: socket.socket) -> servers.Server:
         options.load()
     except OSError as error:
         raise StartupError(f"cannot use the certificates of the listener: {error}") from error
-    return servers.Server(options, on_drain=service.drain, drain_delay_s=config.limits.drain_delay)
+    return servers.Server(
+        options,
+        on_drain=service.drain,
+        drain_delay_s=config.limits.drain_delay,
+        handshake_timeout_s=config.limits.head_timeout,
+    )
 
 
 def spare_the_collector() -> None:
@@ -118,9 +123,16 @@ class AdminApp:
 
     def __init__(self, view: AdminView, token: Secret | None) -> None:
         self._view = view
-        self.follow(token)
+        self._make(token)
 
     def follow(self, token: Secret | None) -> None:
+        """Readers of events that have come in stay, and share with those to come while the token is the
+        same."""
+        if token != self._token:
+            self._make(token)
+
+    def _make(self, token: Secret | None) -> None:
+        self._token = token
         self._app = create_admin(self._view, None if token is None else token.value)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -59,6 +59,14 @@ class Reloader:
     async def reload(self) -> None:
         """Put in force what the files say now, or say why not. Never raises."""
         try:
+            await self._reload()
+        except Exception:
+            # A defect; whoever looks for changes must survive it, or nothing could be mended any more.
+            logger.exception("configuration: the reload broke off")
+            self._refuse([])
+
+    async def _reload(self) -> None:
+        try:
             loaded = await asyncio.to_thread(self._loaded.again)
         except ConfigErrors as errors:
             self._watched.follow(errors.files)
@@ -73,11 +81,6 @@ class Reloader:
             await self._apply(loaded.config)
         except StartupError as error:
             self._refuse([error])
-            return
-        except Exception:
-            # A defect; whoever looks for changes must survive it, or nothing could be mended any more.
-            logger.exception("configuration: the reload broke off")
-            self._refuse([])
             return
         self._loaded = loaded
         self._is_current = True

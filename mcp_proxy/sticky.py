@@ -22,8 +22,9 @@ from mcp_proxy.sessions import SessionRecord
 from mcp_proxy.wire import Fields, Rejection
 
 PIN_RETRY_S: Final = (0.1, 0.4)
-"""Pauses before the owner of a session is dialled again: a restarting backend or a full
-accept queue is over by then, and the client is spared a 503."""
+"""Pauses before the owner of a session is dialled or looked for again: a restarting backend or a full accept
+queue is over by then, discovery or a reload has brought a new one here as well, and the client is spared a
+503."""
 
 
 class Sender(Protocol):
@@ -76,6 +77,8 @@ class SessionRouting:
         """The owner is no backend of the pool: it has left, or another replica has heard of it first."""
         if exchange.pool.has_left(record.backend):
             self._lost(exchange, record)
+        elif exchange.pin_retries < len(PIN_RETRY_S):
+            self._pause(exchange, record)
         else:
             detail = "the backend of the session is not known here yet"
             exchange.refuse(Rejection("backend_unavailable", detail, exchange.id))
@@ -140,12 +143,15 @@ class SessionRouting:
             exchange.retreat()
             self._lost(exchange, record)
         elif exchange.pin_retries < len(PIN_RETRY_S):
-            pause_s = PIN_RETRY_S[exchange.pin_retries]
-            exchange.pin_retries += 1
             exchange.retreat()
-            exchange.pending = asyncio.get_running_loop().call_later(pause_s, self._resend, exchange, record)
+            self._pause(exchange, record)
         else:
             self._sender.give_up(exchange, error)
+
+    def _pause(self, exchange: Exchange, record: SessionRecord) -> None:
+        pause_s = PIN_RETRY_S[exchange.pin_retries]
+        exchange.pin_retries += 1
+        exchange.pending = asyncio.get_running_loop().call_later(pause_s, self._resend, exchange, record)
 
     def _resend(self, exchange: Exchange, record: SessionRecord) -> None:
         """To the owner as it is now: the pool may have forgotten it during the pause."""

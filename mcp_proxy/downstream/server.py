@@ -20,6 +20,9 @@ from mcp_proxy.errors import StartupError
 from mcp_proxy.sockets import keep_alive
 from mcp_proxy.tasks import Tasks
 
+STARTUP_FAILURE = 3
+"""As uvicorn's: the application could not start."""
+
 BACKLOG = 2048
 """Connections that wait for accept; the kernel caps it at net.core.somaxconn."""
 
@@ -64,7 +67,8 @@ class Signals:
 
 class Server(uvicorn.Server):
     """Leaves the signals to ``run_servers``. ``on_started`` is called when it listens, ``on_drain`` when
-    it begins to stop, ``drain_delay_s`` before it does anything else about that."""
+    it begins to stop, ``drain_delay_s`` before it does anything else about that. A TLS handshake
+    may take ``handshake_timeout_s``."""
 
     def __init__(
         self,
@@ -73,8 +77,10 @@ class Server(uvicorn.Server):
         on_started: Callable[[], None] = lambda: None,
         on_drain: Callable[[], None] = lambda: None,
         drain_delay_s: float = 0.0,
+        handshake_timeout_s: float | None = None,
     ) -> None:
         super().__init__(config)
+        self._handshake_timeout_s = handshake_timeout_s
         self.is_draining = False
         self._has_told = False
         self.on_started = on_started
@@ -114,9 +120,29 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self.on_started()
+        """As uvicorn's, on sockets that are bound, with a limit to the TLS handshake: without one a silent
+        client would hold its descriptor for a minute, and no door would know of it."""
+        assert sockets is not None
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(STARTUP_FAILURE)
+        loop, config = asyncio.get_running_loop(), self.config
+        self.servers = [
+            await loop.create_server(self._protocol, sock=sock, backlog=config.backlog, **self._tls())
+            for sock in sockets
+        ]
+        self.started = True
+        self.on_started()
+
+    def _tls(self) -> dict[str, Any]:
+        if self.config.ssl is None:
+            return {}
+        return {"ssl": self.config.ssl, "ssl_handshake_timeout": self._handshake_timeout_s}
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.drain()
@@ -139,14 +165,9 @@ class Server(uvicorn.Server):
             await tasks.aclose()
 
     async def _adopt(self, connection: socket.socket) -> None:
-        config = self.config
         with contextlib.suppress(OSError):  # its client has left already, or does not speak TLS
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: config.http_protocol_class(  # type: ignore[call-arg]
-                    config=config, server_state=self.server_state, app_state=self.lifespan.state
-                ),
-                connection,
-                ssl=config.ssl,
+                self._protocol, connection, **self._tls()
             )
 
 

@@ -123,12 +123,12 @@ class DoorSettings:
         self.sweep(0.0)
 
     def follow(self, limits: DoorLimits) -> None:
-        """From now on: sizes for new connections, times for what begins now."""
+        """From now on: sizes for new connections, times for what begins now, shorter ones for all."""
         self.limits = limits
         head_s = limits.head_timeout_s
-        self.head_due.delay_s = head_s
-        self.body_due.delay_s = None if head_s is None else head_s * BODY_TIMEOUT_FACTOR
-        self.grace_due.delay_s = limits.drain_s
+        self.head_due.follow(head_s)
+        self.body_due.follow(None if head_s is None else head_s * BODY_TIMEOUT_FACTOR)
+        self.grace_due.follow(limits.drain_s)
         self.drains.window_s = min(limits.drain_s / STAGGER_SHARE, STAGGER_S)
 
     def sweep(self, at_s: float) -> None:

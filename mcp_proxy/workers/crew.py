@@ -90,6 +90,8 @@ class Crew:
         """``drain_s``: how long a worker may serve after it was told to drain."""
         self.workers: list[Worker | None] = [None] * size
         self.restarts = 0
+        self.on_joining: Callable[[Worker], Coroutine[Any, Any, None]] = _nothing
+        """Tells a worker that has begun what the others have been told since they began."""
         self.is_stopping = False
         self.is_clean = True
         """Every worker ended by itself when it was told to."""
@@ -260,6 +262,7 @@ class Crew:
     async def _serve(self, worker: Worker) -> None:
         try:
             await self._begin(worker)
+            await self.on_joining(worker)
             worker.is_serving = True
             if len(self.serving) == len(self.workers) and not self._began.done():
                 self._began.set_result(None)
@@ -288,3 +291,6 @@ class Crew:
         while True:
             await asyncio.sleep(POLL_S)
             await self.each(Worker.refresh)
+
+
+async def _nothing(worker: Worker) -> None: ...

@@ -45,6 +45,9 @@ class CrewView:
         others = [Group(crew), PlatformCollector(registry=None), reloader]
         self._exposition = Exposition(crew.total, others)
         self.drain_proxy = crew.stop
+        self._drains: dict[tuple[str, str | None], float | None] = {}
+        """What operators drain, for workers to come: until when, None as the configuration says."""
+        crew.on_joining = self._repeat_drains
         self.follow(config)
 
     def follow(self, config: Config) -> None:
@@ -123,10 +126,23 @@ class CrewView:
     async def drain_backend(
         self, backend_id: str, pool: str | None, seconds: float | None
     ) -> list[BackendStatus]:
-        return await self._of_all(calls.DRAIN_BACKEND, backend_id, pool, seconds)
+        drained = await self._of_all(calls.DRAIN_BACKEND, backend_id, pool, seconds)
+        if drained:
+            self._drains[backend_id, pool] = None if seconds is None else clock.now() + seconds
+        return drained
 
     async def undrain_backend(self, backend_id: str, pool: str | None) -> list[BackendStatus]:
+        for known in (
+            [(backend_id, pool)] if pool else [each for each in self._drains if each[0] == backend_id]
+        ):
+            self._drains.pop(known, None)
         return await self._of_all(calls.UNDRAIN_BACKEND, backend_id, pool)
+
+    async def _repeat_drains(self, worker: Worker) -> None:
+        for (backend_id, pool), until_s in self._drains.items():
+            left_s = None if until_s is None else max(0.0, until_s - clock.now())
+            with contextlib.suppress(WorkerError, TimeoutError):
+                await worker.link.ask(calls.DRAIN_BACKEND, backend_id, pool, left_s, wait_s=ANSWER_S)
 
     async def _of_all(self, call: Call[list[BackendStatus]], *arguments: Any) -> list[BackendStatus]:
         answers: list[list[BackendStatus]] = []

@@ -250,10 +250,12 @@ def process() -> Iterator[None]:
     """``run`` changes the process it is in; change it back."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     threshold = gc.get_threshold()
+    hang_up = signal.getsignal(signal.SIGHUP)
     logger, uvicorn_logger = logging.getLogger(), logging.getLogger("uvicorn.error")
     handlers, levels = logger.handlers[:], (logger.level, uvicorn_logger.level)
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    signal.signal(signal.SIGHUP, hang_up)
     gc.unfreeze()
     gc.set_threshold(*threshold)
     logger.handlers[:] = handlers

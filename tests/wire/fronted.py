@@ -1,9 +1,9 @@
 """A site as operators run it: nginx in front, replicas of the proxy behind it, one registry, and what an
 operator does to them.
 
-Rules of this file: clients know nginx only, unless they ask for a replica. Every ``use`` is a pool of its own,
-put in force by SIGHUP in all replicas, so that what is known of the backends of one test is not known in the
-next. Who waits, asks the replica again and again, bounded.
+Rules of this file: clients know nginx only, unless they ask for a replica. Every ``use`` is a pool of its
+own, put in force by SIGHUP in all replicas, so that what is known of the backends of one test is not known in
+the next. Who waits, asks the replica again and again, bounded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Front:
         self.numbers = itertools.count(1000)
         """JSON-RPC ids: none twice, whoever calls."""
         self._uses = itertools.count(1)
-        self._name = ""
+        self._name = "pool-0"
         self._clients: list[Client] = []
 
     # -- the operator ----------------------------------------------------------------------------
@@ -195,9 +195,7 @@ async def front(folder: Path, replicas: int = 2) -> AsyncIterator[Front]:
         launches = [launch(config, each) for each in folders]
         proxies = await asyncio.gather(*map(stack.enter_async_context, launches))
         sites = [Site(proxy, each / "proxy.yaml") for proxy, each in zip(proxies, folders, strict=True)]
-        port = await stack.enter_async_context(
-            nginx([proxy.port for proxy in proxies], folder / "nginx")
-        )
+        port = await stack.enter_async_context(nginx([proxy.port for proxy in proxies], folder / "nginx"))
         running = Front(sites, port, redis)
         yield running
         for proxy in proxies:

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.tools.backend import Backend
@@ -57,11 +58,13 @@ class Inheriting(Backend):
 
 class JournalServer(McpServer):
     """Its tools: ``echo`` tells server and session, ``count`` answers with an event stream, ``hang`` never,
-    ``leave`` as ``echo`` and hangs up right behind it. Its GET streams go on where ``Last-Event-ID`` says."""
+    ``wait`` as ``echo`` when somebody calls ``release``, ``leave`` as ``echo`` and hangs up right behind it.
+    Its GET streams go on where ``Last-Event-ID`` says."""
 
     def __init__(self, name: str, journal: Journal) -> None:
         super().__init__(name, tool=self._call)
         self._journal = journal
+        self._released = asyncio.Event()
         self.streams = self._listen  # type: ignore[assignment]
 
     async def __call__(self, request: Seen, conn: Conn) -> None:
@@ -87,6 +90,10 @@ class JournalServer(McpServer):
     async def _call(self, request: Seen, conn: Conn) -> None:
         message = json.loads(await request.whole())
         name = message.get("params", {}).get("name")
+        if name == "wait":
+            await self._released.wait()
+        elif name == "release":
+            self._released.set()
         told = result(message, server=self.name, session=_session(request))
         if name == "hang":
             await conn.gone()
@@ -119,12 +126,10 @@ def remembered(lines: Sequence[str]) -> set[str]:
     return sessions
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, sessions: set[str]) -> None:
     journal = Journal(options.journal)
     server = JournalServer(options.name, journal)
-    if options.remembers:
-        with open(options.journal) as file:
-            server.sessions = remembered(file.readlines())
+    server.sessions = sessions
     backend = Inheriting(server, socket.socket(fileno=options.fd))
     backend.violations = Violations(journal)
     async with backend:
@@ -137,7 +142,10 @@ def main() -> None:
     parser.add_argument("--fd", required=True, type=int)
     parser.add_argument("--journal", required=True)
     parser.add_argument("--remembers", action="store_true")
-    asyncio.run(serve(parser.parse_args()))
+    options = parser.parse_args()
+    file = Path(options.journal)
+    knows = options.remembers and file.exists()
+    asyncio.run(serve(options, remembered(file.read_text().splitlines()) if knows else set()))
 
 
 if __name__ == "__main__":

@@ -184,17 +184,18 @@ async def early(config: Config, folder: Path) -> AsyncIterator[Site]:
 
 async def _hang_up_early(file: Path) -> None:
     """The one wait with a pause: a process that has just begun says nothing."""
-    while True:
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                command = (process / "cmdline").read_bytes()
-                if str(file).encode() in command and _heeds_a_hang_up(process):
-                    os.kill(int(process.name), signal.SIGHUP)
-                    return
+    while (pid := _heeds_a_hang_up(file)) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+    os.kill(pid, signal.SIGHUP)
 
 
-def _heeds_a_hang_up(process: Path) -> bool:
-    masks = [line.split() for line in (process / "status").read_text().splitlines()]
-    handled = [int(line[1], 16) for line in masks if line[0] in ("SigIgn:", "SigCgt:")]
-    return any(mask >> (signal.SIGHUP - 1) & 1 for mask in handled)
+def _heeds_a_hang_up(file: Path) -> int | None:
+    """The process with this configuration, once it ignores or handles SIGHUP."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(file).encode() in (process / "cmdline").read_bytes():
+                lines = [line.split() for line in (process / "status").read_text().splitlines()]
+                masks = [int(line[1], 16) for line in lines if line[0] in ("SigIgn:", "SigCgt:")]
+                if any(mask >> (signal.SIGHUP - 1) & 1 for mask in masks):
+                    return int(process.name)
+    return None

@@ -69,7 +69,12 @@ class Watched:
         fields = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         asked = fields.get("mcp-method", "")
         self._facts.requests.append(
-            {"http": scope["method"], "path": scope["path"], "by": fields.get("user-agent", ""), "method": asked}
+            {
+                "http": scope["method"],
+                "path": scope["path"],
+                "by": fields.get("user-agent", ""),
+                "method": asked,
+            }
         )
         status = self._facts.statuses["discover"]
         if asked == "server/discover" and status != WELL:

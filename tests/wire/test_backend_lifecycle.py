@@ -1,5 +1,5 @@
-"""Backends that are killed, frozen, started again and drained, behind two proxies with one registry (B1-B5, and
-draining): what clients see through nginx, and what the backends have received.
+"""Backends that are killed, frozen, started again and drained, behind two proxies with one registry (B1-B5,
+and draining): what clients see through nginx, and what the backends have received.
 
 Rules of this file: backends are processes; what they have received stands in their journals, which outlive
 them. Nobody waits for a time, but for what a proxy or a stream says.
@@ -282,6 +282,31 @@ async def test_a_client_does_not_notice_that_its_backend_was_drained_where_sessi
         again.close()
 
 
+async def test_a_call_in_progress_outlives_the_end_of_the_drain(site: Front, tmp_path: Path) -> None:
+    with started(tmp_path, "a", "b") as servers:
+        await site.use(servers)
+        session = await site.open_on("a")
+        calls = [asyncio.create_task(site.call(session, at, "wait")) for at in (0, 1)]
+        client, _ = await site.listen(session)
+        await site.until(lambda: are_in_flight(site, servers[0]), "both calls are in progress")
+        await site.drain(servers[0], 0.5)
+        await site.use(servers[1:], goes_on=True)
+        assert (await client.rest()).framing == "clean"
+        await site.until(lambda: is_over(site, session), "the time is over")
+        assert await are_in_flight(site, servers[0]), "it is not forgotten before they have ended"
+        async with await Client.connect(servers[0].port) as direct:
+            assert (await direct.ask(post(message(1, "release")))).status == 200
+        for answer in await asyncio.gather(*calls):
+            assert (answer.status, answer.json["result"]["session"]) == (200, session)
+        await site.becomes(servers[0], "gone")
+
+
+async def are_in_flight(site: Front, server: Server) -> bool:
+    """A call at each replica."""
+    counts: list[int] = [(await site.status(at))[server.url]["inflight"] for at in (0, 1)]
+    return min(counts) >= 1
+
+
 async def test_a_drain_that_is_taken_back_changes_nothing_for_its_sessions(
     site: Front, tmp_path: Path
 ) -> None:
@@ -324,3 +349,18 @@ async def test_a_drained_backend_that_is_killed_while_it_may_come_back_keeps_its
         await site.works(session)
         await site.undrain(servers[0])
         await site.works(session)
+
+
+async def test_a_replica_that_hears_of_a_backend_a_moment_later_serves_its_sessions(
+    site: Front, tmp_path: Path
+) -> None:
+    """A reload reaches no two replicas at the same time."""
+    with started(tmp_path, "a", "b") as servers:
+        await site.use(servers[:1])
+        first, second = site.sites
+        await first.reload(site.config(servers))
+        sessions = [await site.open(0) for _ in range(2)]
+        session = next(each for each in sessions if owner(each) == "b")
+        answer, _ = await asyncio.gather(site.call(session, 1), second.reload(site.config(servers)))
+        assert answer.status == 200, answer
+        assert answer.json["result"] == {"server": "b", "session": session}

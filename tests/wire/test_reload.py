@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.tools.backend import Backend
-from tests.tools.client import call, get, post
-from tests.tools.mcp_backend import INITIALIZE, McpServer, Streams, json_answer
+from tests.tools.client import Client, call, get, post
+from tests.tools.mcp_backend import INITIALIZE, Streams, json_answer
 from tests.wire.reloading import Site, flows, pools, servers, site
 
 
@@ -32,43 +32,47 @@ async def test_a_backend_that_is_added_gets_new_sessions_and_the_old_ones_stay(t
 
 
 async def test_a_backend_that_is_removed_keeps_its_sessions_until_its_time_is_over(tmp_path: Path) -> None:
-    async with servers("a", "b") as ((a, b), backends):
-        async with site(pools(backends, drain="3s"), tmp_path) as proxy:
-            session = await proxy.session_on(a)
-            client, stream = await proxy.listening(session, a)
-            before = len(a.sessions)
-            await proxy.reload(pools(backends[1:], drain="3s"))
-            for _ in range(6):
-                await proxy.session_on(b)
-            assert len(a.sessions) == before, "nothing new for it"
-            assert (await session.call()).status == 200
-            await flows(client, stream, "still")
-            assert "1 draining" in await proxy.readiness()
+    async with (
+        servers("a", "b") as ((a, b), backends),
+        site(pools(backends, drain="3s"), tmp_path) as proxy,
+    ):
+        session = await proxy.session_on(a)
+        client, stream = await proxy.listening(session, a)
+        before = len(a.sessions)
+        await proxy.reload(pools(backends[1:], drain="3s"))
+        for _ in range(6):
+            await proxy.session_on(b)
+        assert len(a.sessions) == before, "nothing new for it"
+        assert (await session.call()).status == 200
+        await flows(client, stream, "still")
+        assert "1 draining" in await proxy.readiness()
 
-            rest = await client.rest()
-            assert (rest.framing, rest.body) == ("clean", b"")
-            answer = await session.call()
-            assert (answer.status, answer.reason) == (404, "session_not_found")
-            again = await proxy.session()
-            assert again.id in b.sessions
+        rest = await client.rest()
+        assert (rest.framing, rest.body) == ("clean", b"")
+        answer = await session.call()
+        assert (answer.status, answer.reason) == (404, "session_not_found")
+        again = await proxy.session()
+        assert again.id in b.sessions
 
-            async def has_left() -> bool:
-                return "draining" not in await proxy.readiness()
+        async def has_left() -> bool:
+            return "draining" not in await proxy.readiness()
 
-            await proxy.proxy.until(has_left, "the backend has left")
+        await proxy.proxy.until(has_left, "the backend has left")
 
 
 async def test_a_session_of_a_removed_backend_is_made_anew_where_that_is_wanted(tmp_path: Path) -> None:
     settings = {"drain": "1s", "on_backend_loss": "reinitialize"}
-    async with servers("a", "b") as ((a, b), backends):
-        async with site(pools(backends, **settings), tmp_path) as proxy:
-            session = await proxy.session_on(a)
-            client, _ = await proxy.listening(session, a)
-            await proxy.reload(pools(backends[1:], **settings))
-            assert (await client.rest()).framing == "clean"
-            assert (await session.call()).status == 200
-            assert session.id in a.sessions
-            assert len(b.sessions) >= 1
+    async with (
+        servers("a", "b") as ((a, b), backends),
+        site(pools(backends, **settings), tmp_path) as proxy,
+    ):
+        session = await proxy.session_on(a)
+        client, _ = await proxy.listening(session, a)
+        await proxy.reload(pools(backends[1:], **settings))
+        assert (await client.rest()).framing == "clean"
+        assert (await session.call()).status == 200
+        assert session.id in a.sessions
+        assert len(b.sessions) >= 1
 
 
 async def test_another_weight_counts_from_the_next_choice(tmp_path: Path) -> None:
@@ -205,25 +209,43 @@ async def test_other_limits_count_from_the_next_request(tmp_path: Path) -> None:
             assert (await (await proxy.client()).ask(large)).status == 200
 
 
+async def test_a_shorter_time_for_heads_counts_whoever_else_is_waiting(tmp_path: Path) -> None:
+    async with Backend(json_answer()) as backend:
+
+        def patient(seconds: int) -> dict[str, Any]:
+            return {**pools([backend]), "limits": {"head_timeout": f"{seconds}s"}}
+
+        async with site(patient(3600), tmp_path) as proxy:
+            early = await proxy.client()
+            await early.send(b"POST /mcp HTTP/1.1\r\nHost: ")
+            await proxy.reload(patient(1))
+            late = await proxy.client()
+            await late.send(b"POST /mcp HTTP/1.1\r\nHost: ")
+            assert (await late.answer()).status == 408
+            assert (await early.answer()).status == 408
+
+
 async def test_calls_in_progress_end_on_connections_of_the_old_settings(tmp_path: Path) -> None:
     streams = Streams()
-    async with Backend(streams) as backend:
-        async with site(pools([backend], timeouts={"response_head": "60s"}), tmp_path) as proxy:
-            client = await proxy.client()
-            await client.send(post(call(1)))
-            stream = await streams.next()
-            await client.head()
-            await proxy.reload(pools([backend], timeouts={"response_head": "1s"}))
-            await flows(client, stream, "one")
+    async with (
+        Backend(streams) as backend,
+        site(pools([backend], timeouts={"response_head": "60s"}), tmp_path) as proxy,
+    ):
+        client = await proxy.client()
+        await client.send(post(call(1)))
+        stream = await streams.next()
+        await client.head()
+        await proxy.reload(pools([backend], timeouts={"response_head": "1s"}))
+        await flows(client, stream, "one")
 
-            backend.handler = _silent
-            late = await (await proxy.client()).ask(post(call(2)))
-            assert (late.status, late.reason) == (504, "upstream_timeout")
+        backend.handler = _silent
+        late = await (await proxy.client()).ask(post(call(2)))
+        assert (late.status, late.reason) == (504, "upstream_timeout")
 
-            await flows(client, stream, "two")
-            await stream.end()
-            assert (await client.rest()).framing == "clean"
-            await backend.until(lambda: not backend.open_connections)
+        await flows(client, stream, "two")
+        await stream.end()
+        assert (await client.rest()).framing == "clean"
+        await backend.until(lambda: not backend.open_connections)
 
 
 async def _silent(request: Any, conn: Any) -> None:
@@ -261,8 +283,6 @@ async def test_the_token_of_the_admin_listener_can_change(tmp_path: Path) -> Non
         return pools([backend]) | ({} if token is None else {"admin": {"token": token}})
 
     async def asked(token: str) -> int:
-        from tests.tools.client import Client
-
         async with await Client.connect(proxy.proxy.admin_port) as client:
             request = get("Connection: close", f"Authorization: Bearer {token}", target="/sessions")
             return (await client.ask(request, "GET")).status

@@ -72,7 +72,8 @@ async def test_a_certificate_that_is_none_is_refused_and_nothing_has_changed(tmp
 
 async def test_no_pools_at_all_are_refused(tmp_path: Path) -> None:
     async with Backend(json_answer()) as backend, site(named(backend, "Bearer one"), tmp_path) as proxy:
-        for empty in ({"pools": {}, "routes": []}, {"pools": {}}, {}):
+        without: list[dict[str, Any]] = [{"pools": {}, "routes": []}, {"pools": {}}, {}]
+        for empty in without:
             await proxy.refused(proxy.text(empty))
             assert await sent(proxy, backend) == b"Bearer one"
 

@@ -61,30 +61,34 @@ async def status(line: Line, request: bytes) -> int:
 async def test_new_handshakes_see_a_renewed_certificate_and_an_open_stream_goes_on(tmp_path: Path) -> None:
     old, new = authority(tmp_path, "old"), authority(tmp_path, "new")
     install(old, tmp_path)
-    async with servers("a") as ((a,), (backend,)), site(listening(backend, tmp_path), tmp_path) as proxy:
-        async with secure(proxy, old) as line, secure(proxy, old) as kept:
-            a.sessions.add("known")
-            line[1].write(post(b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'))
-            head = (await line[0].readuntil(b"\r\n\r\n")).decode()
-            field = next(part for part in head.split("\r\n") if part.lower().startswith("mcp-session-id"))
-            await line[0].readuntil(b"}}}")
-            line[1].write(get(field))
-            stream = await a.streams.next()
-            await line[0].readuntil(b"\r\n\r\n")
+    async with (
+        servers("a") as ((a,), (backend,)),
+        site(listening(backend, tmp_path), tmp_path) as proxy,
+        secure(proxy, old) as line,
+        secure(proxy, old) as kept,
+    ):
+        a.sessions.add("known")
+        line[1].write(post(b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'))
+        head = (await line[0].readuntil(b"\r\n\r\n")).decode()
+        field = next(part for part in head.split("\r\n") if part.lower().startswith("mcp-session-id"))
+        await line[0].readuntil(b"}}}")
+        line[1].write(get(field))
+        stream = await a.streams.next()
+        await line[0].readuntil(b"\r\n\r\n")
 
-            before = await proxy.reloads()
-            install(new, tmp_path)
-            proxy.hang_up()
-            await proxy.reloaded(before + 1)
-            assert await proxy.is_current(), proxy.log()
-            with pytest.raises(ssl.SSLCertVerificationError):
-                async with secure(proxy, old):
-                    pass
-            async with secure(proxy, new) as fresh:
-                assert await status(fresh, post(call(1))) == 200
-            assert await status(kept, post(call(2))) == 200
-            await stream.send(b"data: still\n\n")
-            assert b"data: still" in await line[0].readuntil(b"still\n\n")
+        before = await proxy.reloads()
+        install(new, tmp_path)
+        proxy.hang_up()
+        await proxy.reloaded(before + 1)
+        assert await proxy.is_current(), proxy.log()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            async with secure(proxy, old):
+                pass
+        async with secure(proxy, new) as fresh:
+            assert await status(fresh, post(call(1))) == 200
+        assert await status(kept, post(call(2))) == 200
+        await stream.send(b"data: still\n\n")
+        assert b"data: still" in await line[0].readuntil(b"still\n\n")
 
 
 async def test_a_pair_that_does_not_belong_together_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:

@@ -110,6 +110,24 @@ async def test_a_worker_that_begins_while_others_are_told_does_not_miss_it(tmp_p
             assert await credential(crew, pid) == b"Bearer new"
 
 
+async def test_a_worker_that_still_begins_when_the_others_have_been_told_does_not_miss_it(
+    tmp_path: Path,
+) -> None:
+    async with team(tmp_path) as crew:
+        proxy = site_of(crew, tmp_path)
+        victim, _ = await crew.pids()
+        os.kill(victim, signal.SIGKILL)
+
+        async def is_replaced() -> bool:
+            return await crew.proxy.metric("mcp_proxy_worker_restarts_total") >= 1
+
+        await crew.proxy.until(is_replaced, "another one is being started")
+        await proxy.reload(having(crew.backend, "Bearer new"))
+        await crew.replaced(victim)
+        for pid in await crew.pids():
+            assert await credential(crew, pid) == b"Bearer new"
+
+
 async def test_a_hang_up_of_one_worker_means_nothing(tmp_path: Path) -> None:
     async with team(tmp_path) as crew:
         pids = await crew.pids()
@@ -139,7 +157,6 @@ async def test_reloads_while_the_workers_drain_harm_nothing(tmp_path: Path) -> N
 
 
 async def test_a_hang_up_before_the_workers_serve_is_not_the_end(tmp_path: Path) -> None:
-    async with Backend(json_answer()) as backend:
-        async with early(having(backend, "Bearer one"), tmp_path) as proxy:
-            client = await proxy.client()
-            assert (await client.ask(post(call(1)))).status == 200
+    async with Backend(json_answer()) as backend, early(having(backend, "Bearer one"), tmp_path) as proxy:
+        client = await proxy.client()
+        assert (await client.ask(post(call(1)))).status == 200

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from tests.tools import PATIENCE_S
-from tests.tools.mcp_backend import Streams
-from tests.wire.team import team
+from tests.tools.client import Client, post
+from tests.tools.mcp_backend import INITIALIZE, Streams
+from tests.wire.team import frozen, team
 
 
 async def test_a_killed_worker_is_replaced_and_its_numbers_stay(tmp_path: Path) -> None:
@@ -34,6 +36,29 @@ async def test_a_killed_worker_is_replaced_and_its_numbers_stay(tmp_path: Path) 
         await workers.call(replacement, 2)
         assert await workers.proxy.metric("mcp_proxy_requests_total") == 9
         assert f"worker {first} ended unexpectedly" in workers.proxy.output
+
+
+async def test_what_an_operator_drains_stays_drained_in_workers_that_come_later(tmp_path: Path) -> None:
+    async with team(tmp_path) as workers:
+        name = quote(workers.backend.url, safe="")
+        client = await Client.connect(workers.proxy.admin_port)
+        drained = await client.ask(
+            post(b"", "Connection: close", target=f"/backends/{name}/drain?for=1h"), "POST"
+        )
+        client.close()
+        assert drained.status == 200, drained
+        first, _ = await workers.pids()
+        os.kill(first, signal.SIGKILL)
+        await workers.replaced(first)
+        replacement, second = await workers.pids()
+        for pid, other in ((replacement, second), (second, replacement)):
+            with frozen(other):
+                client = await Client.connect(workers.proxy.port)
+                refused = await client.ask(post(INITIALIZE))
+            client.close()
+            reason = refused.json["error"]["data"]["reason"]
+            assert (pid, refused.status, reason) == (pid, 503, "backend_unavailable")
+        assert workers.backend.take() == []
 
 
 @pytest.mark.parametrize("everybody", [False, True])
