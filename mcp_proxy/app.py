@@ -7,6 +7,7 @@ loop; the process around it is in ``process.py``.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ from mcp_proxy.watch import SessionWatch
 
 if TYPE_CHECKING:
     from mcp_proxy.sessions.signed import Seal
+
+logger = logging.getLogger("mcp_proxy")
 
 STREAMS_SHARE = 0.75
 """Of the connections that the file limit allows, so many may be streams; the rest is left to
@@ -144,6 +147,8 @@ class Service:
 
     def drain(self) -> None:
         """Not ready any more, and connections close behind their answers. Idempotent."""
+        if not self.is_draining:
+            logger.info("draining: %d exchanges in progress", len(self.gateway.live))
         self.is_draining = self._settings.is_draining = True
 
     def led_to(self, route: str) -> Pool | None:

@@ -151,7 +151,7 @@ class Checkup:
         if not self._probes_era or not modern or not legacy:
             return ""
         also = f", of {len(unknown)} it is not known" if unknown else ""
-        return f"{len(modern)} backends speak 2026-07-28 and {len(legacy)} do not{also}"
+        return f"2026-07-28 is spoken by {len(modern)} and not by {len(legacy)} of its backends{also}"
 
     # --- who is there ------------------------------------------------------------------
 

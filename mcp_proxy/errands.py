@@ -58,6 +58,8 @@ def own_headers(headers: Headers) -> Headers:
 async def say_goodbye(pool: Pool, backend: Backend, session_id: bytes, headers: Headers) -> None:
     """End, at its backend, a session that no client knows. Best effort: backends reap idle sessions
     themselves, but only after half an hour or so. ``headers``: of a request towards backends."""
+    if pool.find(backend.id) is None:
+        return  # it left before anybody could know that this is in vain
     kept = [pair for pair in headers if pair[0] not in _OF_THE_BODY]
     outgoing = Outgoing(b"DELETE", backend.path, Fields([*kept, (b"mcp-session-id", session_id)]), b"")
     with suppress(UpstreamError):

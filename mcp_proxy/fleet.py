@@ -1,31 +1,23 @@
 """The pools of one process as the configuration wants them, now and after a reload.
 
-Rules of this file: with ``app.py`` the only place that names concrete transports and sources. A pool whose
-configuration has not changed is not touched. What a change takes away is drained by the pool; what is in
-progress on connections of old settings ends on them.
+Rules of this file: a pool whose configuration has not changed is not touched. What a change takes away is
+drained by the pool; what is in progress on connections of old settings ends on them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
 
-from mcp_proxy.affinity import Affinity
+from mcp_proxy.assembly import checkup_of, dial_of, needs_tls, policy_of, source_of
 from mcp_proxy.backends import Backend, Source, endpoint_of
-from mcp_proxy.backends.ejection import Rule
-from mcp_proxy.checkup import ActiveRule, Checkup
-from mcp_proxy.config import DiscoverConfig, PoolConfig
+from mcp_proxy.checkup import Checkup
+from mcp_proxy.config import PoolConfig
 from mcp_proxy.config.changes import Part
-from mcp_proxy.errors import StartupError
-from mcp_proxy.pools import Dial, Pool, PoolPolicy
+from mcp_proxy.pools import Dial, Pool
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.upstream import Transport
 from mcp_proxy.upstream.berths import Berths
-from mcp_proxy.upstream.http11 import Http11Transport
-
-_ERAS: Final = {"modern": True, "legacy": False}
 
 
 class _Member:
@@ -71,15 +63,19 @@ class Fleet:
         is different in pools that there are already. Raises StartupError for certificates that cannot be
         used and packages that are not installed."""
         told = {name: self._told(name, configs[name], changed.get(name, ())) for name in configs}
-        dials = {name: self._dial(configs[name]) for name, parts in told.items() if Part.CONNECTIONS in parts}
-        sources = {name: _source(configs[name]) for name, parts in told.items() if Part.MEMBERS in parts}
+        dials = {
+            name: dial_of(configs[name], self._tasks, self._berths)
+            for name, parts in told.items()
+            if Part.CONNECTIONS in parts
+        }
+        sources = {name: source_of(configs[name]) for name, parts in told.items() if Part.MEMBERS in parts}
 
         def apply() -> None:
             for name, parts in told.items():
                 member = self._members.get(name) or self._join(name, configs[name], dials[name])
                 before, member.config = member.config, configs[name]
                 if Part.POLICY in parts:
-                    member.pool.configure(_policy(member.config))
+                    member.pool.configure(policy_of(member.config))
                     if member.checkup is None or _how_checked(before) != _how_checked(member.config):
                         self._check(member)
                 if Part.CONNECTIONS in parts:
@@ -96,7 +92,7 @@ class Fleet:
         member = self._members.get(name)
         if member is None:
             return tuple(Part)
-        if _needs_tls(config) and not _needs_tls(member.config):
+        if needs_tls(config) and not needs_tls(member.config):
             return {*changed, Part.CONNECTIONS}  # nobody has loaded the authorities
         return changed
 
@@ -104,7 +100,7 @@ class Fleet:
         self._leaving.discard(name)
         pool = self.pools.get(name)  # one that was removed and comes back may still have backends
         if pool is None:
-            self.pools[name] = pool = Pool(name, _policy(config), dial, self._tasks)
+            self.pools[name] = pool = Pool(name, policy_of(config), dial, self._tasks)
             pool.on_change, pool.on_stranger = self._on_change, self._met_stranger
             pool.on_overdue, pool.on_ejected = self._on_overdue, self._on_ejected
         self._members[name] = member = _Member(pool, config)
@@ -124,7 +120,7 @@ class Fleet:
         """How its backends are checked, from now on."""
         if member.checkup is not None:
             member.checkup.stop()
-        member.checkup = _checkup(member.pool, member.config, self._tasks)
+        member.checkup = checkup_of(member.pool, member.config, self._tasks)
         if member.config.health.active is None:
             for backend in member.pool.backends:
                 member.pool.checked(backend, True)  # nobody would find out any more
@@ -158,10 +154,13 @@ class Fleet:
             member.finding.cancel()
         member.finding = member.source = None
 
-    def _met_stranger(self, pool: Pool) -> None:
+    def _met_stranger(self, pool: Pool) -> bool:
+        """Whether somebody can say if there is such a backend."""
         member = self._members.get(pool.name)
-        if member is not None and member.source is not None:
-            member.source.refresh()
+        if member is None or member.source is None:
+            return True
+        member.source.refresh()
+        return member.source.health()[0]
 
     @property
     def is_complete(self) -> bool:
@@ -206,136 +205,10 @@ class Fleet:
         """Close every connection. Idempotent."""
         for transport in self._retired:
             await transport.aclose()
-        for pool in self.pools.values():
+        for pool in list(self.pools.values()):  # the last of one that is being removed may leave meanwhile
             await pool.aclose()
-
-    # --- connections ------------------------------------------------------------------------
-
-    def _dial(self, config: PoolConfig) -> Dial:
-        """How a pool's transports are made."""
-        context = _ssl_context(config)
-        timeouts = config.timeouts
-        name = _name(config.discover)
-        server_name = None if config.tls is None else config.tls.server_name
-
-        def http11(backend: Backend) -> Transport:
-            return Http11Transport(
-                backend.host,
-                backend.port,
-                tasks=self._tasks,
-                berths=self._berths,
-                name=name,
-                server_name=server_name,
-                ssl_context=context if backend.tls else None,
-                connect_timeout_s=timeouts.connect,
-                head_timeout_s=timeouts.response_head,
-                idle_timeout_s=timeouts.idle,
-            )
-
-        if config.transport == "http11":
-            return http11
-        from mcp_proxy.upstream.httpx import HttpxTransport  # 0.1 s that others need not pay
-
-        def httpx(backend: Backend) -> Transport:
-            return HttpxTransport(
-                origin=backend.origin,
-                tasks=self._tasks,
-                name=name,
-                server_name=server_name,
-                ssl_context=context if backend.tls else None,
-                connect_timeout_s=timeouts.connect,
-                head_timeout_s=timeouts.response_head,
-                idle_timeout_s=timeouts.idle,
-                http2=config.http2,
-                proxy=config.proxy,
-            )
-
-        HttpxTransport.require(http2=config.http2, proxy=config.proxy)
-        return httpx
-
-
-def _policy(config: PoolConfig) -> PoolPolicy:
-    secret = config.credentials.authorization
-    eject = config.health.eject
-    return PoolPolicy(
-        balance=config.balance,
-        affinity=Affinity(config.affinity.key),
-        tap=config.affinity.tap,
-        authorization=None if secret is None else secret.value.encode("latin-1"),
-        reinitializes=config.on_backend_loss == "reinitialize",
-        lost_after_s=config.lost_after,
-        drain_s=config.drain,
-        slow_start_s=config.slow_start,
-        eject=None if eject is None else Rule(eject.after, eject.for_, eject.at_most),
-        is_modern=_ERAS.get(config.era),
-    )
-
-
-def _checkup(pool: Pool, config: PoolConfig, tasks: Tasks) -> Checkup | None:
-    active = config.health.active
-    probes_era = config.era == "probe"
-    if active is None and not probes_era:
-        return None
-    rule = None
-    if active is not None:
-        rule = ActiveRule(active.check, active.every, active.timeout, active.fall, active.rise)
-    return Checkup(pool, tasks, active=rule, probes_era=probes_era)
-
-
-def _source(pool: PoolConfig) -> Source | None:
-    """None: the backends are named. Raises StartupError if a package is not installed."""
-    config = pool.discover
-    if config is None:
-        return None
-    if config.dns is not None:
-        from mcp_proxy.discovery.dns import DnsSource
-
-        assert isinstance(config.port, int)
-        return DnsSource(config.dns, config.port, path=config.path, tls=config.tls, every_s=config.every)
-    if config.srv is not None:
-        from mcp_proxy.discovery.srv import SrvSource
-
-        return SrvSource(config.srv, path=config.path, tls=config.tls, every_s=config.every)
-    assert config.kubernetes is not None
-    from mcp_proxy.discovery.kubernetes import KubernetesSource
-
-    service = config.kubernetes
-    return KubernetesSource(
-        service.service, service.namespace, port=config.port, path=config.path, tls=config.tls
-    )
 
 
 def _how_checked(config: PoolConfig) -> object:
     """Checks that go on as they are need not begin anew."""
     return config.health.active, config.era
-
-
-def _needs_tls(config: PoolConfig) -> bool:
-    if config.tls is not None:
-        return True
-    if config.discover is not None:
-        return config.discover.tls
-    return any(entry.url.startswith("https:") for entry in config.backends)
-
-
-def _name(config: DiscoverConfig | None) -> str | None:
-    """What backends are called that are known by their addresses only; certificates and Hosts have names."""
-    if config is None or config.kubernetes is None:
-        return None if config is None else config.dns
-    service = config.kubernetes
-    return f"{service.service}.{service.namespace}.svc" if service.namespace else service.service
-
-
-def _ssl_context(config: PoolConfig) -> ssl.SSLContext:
-    """For backends with https: the system's authorities unless the pool names its own. To load those takes
-    some 20 ms, so only for pools that need them."""
-    tls = config.tls
-    if not _needs_tls(config):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context = ssl.create_default_context(cafile=None if tls is None else tls.ca)
-        if tls is not None and tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:
-        raise StartupError(f"cannot use the certificates of a pool: {error}") from error
-    return context

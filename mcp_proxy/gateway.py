@@ -79,8 +79,8 @@ class Gateway:
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
         self.parting_due: Deadlines[Exchange] = Deadlines(EVENT_REST_S, Exchange.part_now)
         self.pools = pools
-        self._ending: deque[Exchange] = deque()
-        """Streams that end because their backend is drained."""
+        self._ending: deque[tuple[Exchange, Backend]] = deque()
+        """Streams that end because the time of their backend is over."""
         self._keeper = keeper
         self._watch = watch
         self._sticky = SessionRouting(self, keeper, Reviver(keeper.store, tasks, meters))
@@ -183,7 +183,8 @@ class Gateway:
             is_modern=plan.era is Era.MODERN,
         )
         if backend is None:
-            exchange.refuse(Rejection("backend_unavailable", "no backend could be reached", exchange.id))
+            detail = "no backend could be reached" if exchange.tried else "there is no backend to send it to"
+            exchange.refuse(Rejection("backend_unavailable", detail, exchange.id))
         else:
             self.send(exchange, pool, backend)
 
@@ -211,7 +212,7 @@ class Gateway:
         exchange.send(backend, pool.transport(backend), outgoing, fresh=fresh)
         if plan.listens:
             self._watch.sent(exchange)
-        elif plan.discover and pool.has_other(exchange.tried):
+        elif plan.discover and _has_other(exchange, plan):
             self.discover_due.arm(exchange)
 
     def forward(self, exchange: Exchange) -> Fields:
@@ -244,7 +245,7 @@ class Gateway:
         503 with which a full server refuses a new session (nothing was created)."""
         if not (plan.discover and status >= 500) and not (plan.aim is Aim.NEW_SESSION and status == 503):
             return False
-        return exchange.pool.has_other(exchange.tried)
+        return _has_other(exchange, plan)
 
     # --- Director: failures ----------------------------------------------------------
 
@@ -259,18 +260,27 @@ class Gateway:
         if exchange.state is not State.WAITING:
             self.give_up(exchange, error)
         elif error.stale and (plan.repeatable or exchange.admission.request.method == b"GET"):
-            exchange.retreat()
-            self.send(exchange, pool, backend, fresh=True)
+            self._send_again(exchange, pool, backend)
         elif exchange.record is not None:
             self._sticky.retry(exchange, backend, error)
-        elif self._may_go_elsewhere(exchange, plan, error) and pool.has_other(exchange.tried):
+        elif self._may_go_elsewhere(exchange, plan, error):
             exchange.retreat()
             self.send_anywhere(exchange)
         else:
             self.give_up(exchange, error)
 
+    def _send_again(self, exchange: Exchange, pool: Pool, backend: Backend) -> None:
+        """On another connection, unless nothing of the kind may go to the backend any more."""
+        exchange.retreat()
+        if backend.drain is not None and exchange.record is None:
+            self.send_anywhere(exchange)
+        elif backend.drain is not None and pool.is_lost(backend):
+            self._route_session(exchange, exchange.record)
+        else:
+            self.send(exchange, pool, backend, fresh=True)
+
     def _may_go_elsewhere(self, exchange: Exchange, plan: Plan, error: UpstreamError) -> bool:
-        if error.kind == "exhausted" or exchange.attempts >= TRIES_LIMIT:
+        if error.kind == "exhausted" or not _has_other(exchange, plan):
             return False
         return not error.sent or plan.discover or (plan.repeatable and exchange.attempts < REPEAT_LIMIT)
 
@@ -329,11 +339,17 @@ class Gateway:
         self.parting_due.sweep(at_s)
         self._keeper.touch(self.live, at_s)
         for _ in range(min(ENDINGS, len(self._ending))):
-            self._ending.popleft().end_listening_soon()
+            self._end_stream(*self._ending.popleft())
 
     def let_go(self, backend: Backend) -> None:
         """Its time to drain is over: its streams end, so that their clients come back and learn more."""
-        self._ending.extend(exchange for exchange in self.live if _listens_to(exchange, backend))
+        self._ending.extend((exchange, backend) for exchange in self.live if _listens_to(exchange, backend))
+
+    def _end_stream(self, exchange: Exchange, backend: Backend) -> None:
+        if _listens_to(exchange, backend):  # it has not gone elsewhere meanwhile
+            exchange.end_listening_soon()
+            if exchange.state is State.WAITING or exchange.state is State.HOLDING:
+                self.parting_due.arm(exchange)  # what it waits for may never come
 
     async def aclose(self) -> None:
         """End every exchange, then every task. Idempotent."""
@@ -344,6 +360,12 @@ class Gateway:
 
 def _dial_nobody(backend: Backend) -> Transport:
     raise AssertionError("this pool has no backends")
+
+
+def _has_other(exchange: Exchange, plan: Plan) -> bool:
+    """There is one more backend to try, and it may be tried."""
+    is_modern = plan.era is Era.MODERN
+    return exchange.attempts < TRIES_LIMIT and exchange.pool.has_other(exchange.tried, is_modern=is_modern)
 
 
 def _listens_to(exchange: Exchange, backend: Backend) -> bool:

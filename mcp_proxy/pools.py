@@ -41,6 +41,7 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     reinitializes: bool = False
     """Sessions of a lost backend are made anew at another one."""
     lost_after_s: float = 10.0
+    unknown_after_s: float = 60.0
     drain_s: float = 300.0
     slow_start_s: float | None = None
     eject: Rule | None = None
@@ -52,15 +53,17 @@ Dial = Callable[[Backend], Transport]
 
 
 class Pool:
-    """``dial`` makes the transport to a backend, which the pool closes."""
+    """``dial`` makes the transport to a backend, which the pool closes. ``clock`` is that of ``sweep``."""
 
     __slots__ = (
-        "_absence", "_backends", "_departures", "_dial", "_ejector", "_is_stateful", "_roster", "_tasks",
-        "_transports", "affinity", "authorization", "hashes", "is_stateless", "name", "on_change",
-        "on_ejected", "on_overdue", "on_stranger", "policy", "reinitializes", "streams", "tap",
+        "_absence", "_backends", "_departures", "_dial", "_ejector", "_is_stateful", "_is_told", "_now",
+        "_roster", "_tasks", "_transports", "affinity", "authorization", "hashes", "is_stateless", "name",
+        "on_change", "on_ejected", "on_overdue", "on_stranger", "policy", "reinitializes", "streams", "tap",
     )  # fmt: skip
 
-    def __init__(self, name: str, policy: PoolPolicy, dial: Dial, tasks: Spawner) -> None:
+    def __init__(
+        self, name: str, policy: PoolPolicy, dial: Dial, tasks: Spawner, clock: Callable[[], float] = now
+    ) -> None:
         self.name = name
         self.is_stateless = False
         """Every ``initialize`` so far was answered without a session id: requests may go
@@ -73,15 +76,19 @@ class Pool:
         self.on_ejected: Callable[[Pool], None] = _nothing
         self.on_overdue: Callable[[Backend], None] = _nothing
         """Its time to drain is over: its streams have to end."""
-        self.on_stranger: Callable[[Pool], None] = _nothing
-        """Somebody else knows a backend that is not known here."""
+        self.on_stranger: Callable[[Pool], bool] = _everybody
+        """Somebody else knows a backend that is not known here. False: whoever names backends cannot be asked
+        at present, so nothing follows from that."""
         # backends
+        self._is_told = False
+        """Somebody has said which backends there are."""
         self._backends: dict[str, Backend] = {}
         self._transports: dict[str, Transport] = {}
         self._absence = Absence()
         self._departures = Departures()
         self._tasks = tasks
         self._dial = dial
+        self._now = clock
         self._follow(policy)
 
     def configure(self, policy: PoolPolicy) -> None:
@@ -123,8 +130,10 @@ class Pool:
     def update(self, endpoints: Iterable[Endpoint], by: str) -> None:
         """These are the backends now. New ones are taken in, those that are missing are drained, as ``by``
         (``discovery`` or ``reload``). What an operator drains stays so."""
-        at_s = None if not self._backends else now()
+        self._is_told = True
+        at_s = None if not self._backends else self._now()
         wanted: set[str] = set()
+        closing: set[str] = set()
         for endpoint in endpoints:
             backend = endpoint.backend()
             wanted.add(backend.id)
@@ -133,12 +142,14 @@ class Pool:
             known = self._backends[backend.id]
             known.weight = endpoint.weight
             if not endpoint.is_open:
+                closing.add(known.id)
                 self.drain(known, by)
             elif known.drain is not None and known.drain.by != "operator":
                 self._stay(known)
             else:
                 self._settle(known)
         self._departures.wanted = frozenset(wanted)
+        self._departures.closing = frozenset(closing)
         for known in self.backends:
             if known.id not in wanted:
                 self.drain(known, by)
@@ -180,13 +191,13 @@ class Pool:
         same ``affinity`` get the same one while it can serve."""
         backend = self._roster.next(tried, affinity, opens_session=opens_session, is_modern=is_modern)
         if backend is not None and backend.ejection is Ejection.DUE:
-            self._ejector.probed(backend, now())
+            self._ejector.probed(backend, self._now())
             self._settle(backend)
         return backend
 
-    def has_other(self, tried: Sequence[str]) -> bool:
+    def has_other(self, tried: Sequence[str], *, is_modern: bool = False) -> bool:
         """``next(tried)`` would find a backend."""
-        return self._roster.has_other(tried)
+        return self._roster.has_other(tried, is_modern=is_modern)
 
     def recount(self, backend: Backend) -> None:
         """Its sessions have changed, or the number of those that are being opened."""
@@ -202,8 +213,8 @@ class Pool:
 
     def answered(self, backend: Backend, status: int) -> None:
         """It sent a response head. Good news need not be told of a backend that is not suspect."""
-        at_s = now()
-        is_back = self._absence.reached(backend)
+        at_s = self._now()
+        is_back = self._absence.reached(backend, at_s)
         if status >= 500:
             self._fail(backend, f"status {status}", at_s)
         elif self._ejector.succeeded(backend, at_s):
@@ -216,21 +227,22 @@ class Pool:
         """A request to it failed."""
         if error.kind in ("unresolved", "exhausted") or error.stale:
             return  # not its fault
-        at_s = now()
+        at_s = self._now()
         if error.phase is Phase.CONNECT:
-            self._absence.refused(backend, at_s)
+            self._refuse(backend, error.detail, at_s)
         self._fail(backend, error.detail, at_s)
         self._settle(backend)
 
     def reached(self, backend: Backend) -> None:
         """A connection could be opened."""
-        if self._absence.reached(backend):
-            self._come_back(backend, now())
+        at_s = self._now()
+        if self._absence.reached(backend, at_s):
+            self._come_back(backend, at_s, "can be reached again")
             self._settle(backend)
 
     def refused(self, backend: Backend) -> None:
         """A connection could not be opened, and no request waited for it."""
-        self._absence.refused(backend, now())
+        self._refuse(backend, "cannot connect", self._now())
         self._settle(backend)
 
     def checked(self, backend: Backend, is_healthy: bool) -> None:
@@ -239,9 +251,9 @@ class Pool:
             return
         backend.is_healthy = is_healthy
         if is_healthy:
-            self._come_back(backend, now())
+            self._come_back(backend, self._now(), "is healthy again")
         else:
-            logger.warning("pool %s: backend %s is unhealthy", self.name, backend.id)
+            logger.warning("pool %s: backend %s is unhealthy: its checks fail", self.name, backend.id)
         self._settle(backend)
 
     def learn_era(self, backend: Backend, is_modern: bool) -> None:
@@ -258,9 +270,15 @@ class Pool:
             )
             self.on_ejected(self)
 
-    def _come_back(self, backend: Backend, at_s: float) -> None:
+    def _come_back(self, backend: Backend, at_s: float, how: str = "works again") -> None:
         backend.warm_from_s = at_s
-        logger.info("pool %s: backend %s works again", self.name, backend.id)
+        logger.info("pool %s: backend %s %s", self.name, backend.id, how)
+
+    def _refuse(self, backend: Backend, why: str, at_s: float) -> None:
+        if backend.unreachable_since_s is None:  # one that leaves is expected to go
+            level = logging.WARNING if backend.drain is None else logging.INFO
+            logger.log(level, "pool %s: backend %s is down: %s", self.name, backend.id, why)
+        self._absence.refused(backend, at_s)
 
     def _settle(self, backend: Backend) -> None:
         backend.is_suspect = (
@@ -274,45 +292,49 @@ class Pool:
 
     def is_lost(self, backend: Backend) -> bool:
         """Its sessions are over: it could not be reached for too long, or at all when it was said to
-        leave, or its time to drain is over."""
+        leave, or its time to drain is over. Once ``on_overdue`` was told, that stays so."""
         drain, since_s = backend.drain, backend.unreachable_since_s
-        if drain is not None and now() >= drain.deadline_s:
+        if drain is not None and (self._now() >= drain.deadline_s or self._departures.is_over(backend)):
             return True
         if since_s is None:
             return False
         is_leaving = drain is not None and drain.by != "operator"
-        return is_leaving or now() - since_s >= self.policy.lost_after_s
+        return is_leaving or self._now() - since_s >= self.policy.lost_after_s
 
     def has_left(self, backend_id: str) -> bool:
         """A backend that ``find`` does not know is gone for good. One that was never known here may be
-        news from another replica; whether it is cannot be told for ``lost_after``."""
-        if self._departures.has_left(backend_id):
+        news from another replica; whether it is cannot be told for ``unknown_after``."""
+        at_s = self._now()
+        if self._departures.has_left(backend_id, at_s):
             return True
-        self.on_stranger(self)
-        at_s = now()
-        return at_s - self._departures.first_heard_s(backend_id, at_s) >= self.policy.lost_after_s
+        if not self.on_stranger(self) or not self._is_told:
+            return False
+        return self._departures.is_unheard_of(backend_id, at_s, self.policy.unknown_after_s)
 
     def drain(self, backend: Backend, by: str, seconds: float | None = None) -> None:
         """Nothing new for it; what it has may go on for ``seconds``, or as the configuration says. What
         drains already goes on as it began, unless an operator says otherwise."""
         if backend.drain is not None and by != "operator":
             return
-        at_s = now()
+        at_s = self._now()
         deadline_s = at_s + (self.policy.drain_s if seconds is None else seconds)
         self._departures.drain(backend, Drain(at_s, deadline_s, by, backend.sessions))
-        logger.info("pool %s: backend %s is drained (%s)", self.name, backend.id, by)
+        self._absence.watch(backend, at_s)
+        left_s = deadline_s - at_s
+        logger.info("pool %s: backend %s is draining for %.0f s (%s)", self.name, backend.id, left_s, by)
         self._settle(backend)
 
     def undrain(self, backend: Backend) -> bool:
-        """It stays after all. False: it leaves, because nobody names it any more."""
-        if backend.id in self._departures.wanted:
+        """It stays after all. False: it leaves, because whoever names backends says so."""
+        if backend.id not in self._departures.wanted - self._departures.closing:
+            return False
+        if backend.drain is not None:
             self._stay(backend)
-            return True
-        return False
+        return True
 
     def _stay(self, backend: Backend) -> None:
         self._departures.stay(backend)
-        backend.warm_from_s = now()
+        backend.warm_from_s = self._now()
         logger.info("pool %s: backend %s stays", self.name, backend.id)
         self._settle(backend)
 
@@ -326,6 +348,8 @@ class Pool:
             self._settle(backend)
         self._roster.sweep(at_s)
         for backend in self._departures.overdue(self.is_lost):
+            rest = f"; sessions left: {backend.sessions}" if backend.sessions else ""
+            logger.info("pool %s: backend %s is drained%s", self.name, backend.id, rest)
             self.on_overdue(backend)
         for backend in self._departures.parted(at_s):
             self._forget(backend)
@@ -333,8 +357,8 @@ class Pool:
             self._tasks.spawn(self._look(backend))
 
     async def _look(self, backend: Backend) -> None:
-        """Look for a backend that could not be reached. A failure counts only if nothing has reached
-        it meanwhile."""
+        """Look for a backend that could not be reached, or that leaves: when it is gone, its sessions need
+        not wait. A failure counts only if nothing has reached it meanwhile."""
         try:
             is_there = await self.transport(backend).probe()
         finally:
@@ -343,8 +367,10 @@ class Pool:
             return
         if is_there:
             self.reached(backend)
-        elif backend.unreachable_since_s is not None:
+        elif backend.unreachable_since_s is not None or (is_there is False and backend.drain is not None):
             self.refused(backend)
+        elif backend.drain is not None:
+            self._absence.watch(backend, self._now())
 
     def _forget(self, backend: Backend) -> None:
         del self._backends[backend.id]
@@ -356,8 +382,12 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
-        for transport in self._transports.values():
+        for transport in list(self._transports.values()):  # a backend may part meanwhile
             await transport.aclose()
 
 
 def _nothing(_: object) -> None: ...
+
+
+def _everybody(_: object) -> bool:
+    return True

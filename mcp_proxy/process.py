@@ -57,10 +57,11 @@ def _tls_options(config: Config) -> dict[str, object]:
     return options
 
 
-def prepare_process(log_level: str) -> None:
-    """Logging and limits, before anything is opened."""
+def prepare_process(log_level: str, *, is_worker: bool = False) -> None:
+    """Logging and limits, before anything is opened. Lines of a worker say which one it is."""
+    who = "%(name)s[%(process)d]" if is_worker else "%(name)s"
     logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=log_level.upper(), stream=sys.stderr, format=f"%(asctime)s %(levelname)s {who}: %(message)s"
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     raise_fd_limit()

@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import now
-from mcp_proxy.errands import PATIENCE_S, ask, own_headers, say_goodbye
+from mcp_proxy.errands import PATIENCE_S, Answer, ask, own_headers, say_goodbye
 from mcp_proxy.errors import Phase, StoreError, UpstreamError
 from mcp_proxy.exchange import Exchange, State
 from mcp_proxy.headers import is_session_id
@@ -60,6 +60,28 @@ class _Lost(NamedTuple):
     record: SessionRecord
     pool: Pool
     headers: Headers
+
+
+class _Opening:
+    """Counts as a session that is being opened until the session itself does: many are lost at once, and the
+    next ones must not all go to the same backend."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._backend: Backend | None = None
+
+    def move_to(self, backend: Backend | None) -> None:
+        for one, change in ((self._backend, -1), (backend, 1)):
+            if one is not None:
+                one.opening += change
+                self._pool.recount(one)
+        self._backend = backend
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.move_to(None)
 
 
 class Reviver:
@@ -130,7 +152,11 @@ class Reviver:
         return await settled(self._store.reread(lost.key, lost.record.principal))
 
     async def _make(self, lost: _Lost) -> SessionRecord | None:
-        backend, session_id = await self._initialize(lost)
+        with _Opening(lost.pool) as opening:
+            return await self._make_at(lost, opening)
+
+    async def _make_at(self, lost: _Lost, opening: _Opening) -> SessionRecord | None:
+        backend, session_id = await self._initialize(lost, opening)
         record = lost.record
         moved = msgspec.structs.replace(
             record, backend=backend.id, upstream_id=session_id, generation=record.generation + 1
@@ -152,25 +178,26 @@ class Reviver:
         )
         return moved
 
-    async def _initialize(self, lost: _Lost) -> tuple[Backend, bytes]:
+    async def _initialize(self, lost: _Lost, opening: _Opening) -> tuple[Backend, bytes]:
         """A backend, and how it calls the new session."""
         try:
             async with asyncio.timeout(MAKE_S):
-                return await self._initialize_somewhere(lost)
+                return await self._initialize_somewhere(lost, opening)
         except TimeoutError:
             detail = f"no backend has made it within {MAKE_S:g} s"
             raise UpstreamError(Phase.HEAD, "timeout", detail, sent=True) from None
 
-    async def _initialize_somewhere(self, lost: _Lost) -> tuple[Backend, bytes]:
+    async def _initialize_somewhere(self, lost: _Lost, opening: _Opening) -> tuple[Backend, bytes]:
         pool = lost.pool
         owner = pool.find(lost.record.backend)
         tried: list[str] = [owner.id] if owner is not None and pool.is_lost(owner) else []
         failure: UpstreamError | None = None
         for _ in range(BACKENDS_LIMIT):
-            backend = pool.next(tried)
+            backend = pool.next(tried, opens_session=True)
             if backend is None:
                 break
             tried.append(backend.id)
+            opening.move_to(backend)
             try:
                 return backend, await self._initialize_at(lost, backend)
             except UpstreamError as error:
@@ -178,10 +205,9 @@ class Reviver:
         raise failure or UpstreamError(Phase.CONNECT, "refused", "no other backend is there", sent=False)
 
     async def _initialize_at(self, lost: _Lost, backend: Backend) -> bytes:
-        transport = lost.pool.transport(backend)
         headers = own_headers(lost.headers)
         outgoing = Outgoing(b"POST", backend.path, Fields(headers), lost.record.initialize)
-        answer = await ask(transport, outgoing, PATIENCE_S)
+        answer = await self._ask(lost.pool, backend, outgoing)
         session_id = next((value for name, value in answer.headers if name == b"mcp-session-id"), b"")
         if not 200 <= answer.status < 300 or not is_session_id(session_id) or _is_error(answer.body):
             detail = f"{backend.id} answered initialize with {answer.status} and no session"
@@ -197,10 +223,25 @@ class Reviver:
         version = [pair for pair in lost.headers if pair[0] == b"mcp-protocol-version"]
         headers = [*headers, (b"mcp-session-id", session_id), *version]
         outgoing = Outgoing(b"POST", backend.path, Fields(headers), INITIALIZED, session_id)
-        answer = await ask(lost.pool.transport(backend), outgoing, PATIENCE_S)
+        answer = await self._ask(lost.pool, backend, outgoing)
         if not 200 <= answer.status < 300:
             detail = f"{backend.id} answered notifications/initialized with {answer.status}"
             raise UpstreamError(Phase.HEAD, "invalid", detail, sent=True)
+
+    @staticmethod
+    async def _ask(pool: Pool, backend: Backend, outgoing: Outgoing) -> Answer:
+        """Raises UpstreamError. The pool learns from it what it learns from any other request."""
+        if pool.find(backend.id) is not backend:
+            raise UpstreamError(Phase.CONNECT, "refused", f"{backend.id} has left", sent=False)
+        try:
+            answer = await ask(pool.transport(backend), outgoing, PATIENCE_S)
+        except UpstreamError as error:
+            if pool.find(backend.id) is backend:
+                pool.failed(backend, error)
+            raise
+        if pool.find(backend.id) is backend:
+            pool.answered(backend, answer.status)
+        return answer
 
     def _end_at(self, lost: _Lost, backend: Backend, session_id: bytes) -> None:
         self._tasks.spawn(say_goodbye(lost.pool, backend, session_id, lost.headers))

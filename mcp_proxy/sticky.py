@@ -154,9 +154,13 @@ class SessionRouting:
         exchange.pending = asyncio.get_running_loop().call_later(pause_s, self._resend, exchange, record)
 
     def _resend(self, exchange: Exchange, record: SessionRecord) -> None:
-        """To the owner as it is now: the pool may have forgotten it during the pause."""
+        """To the owner as it is now: the pool may have forgotten it during the pause. One that it does not
+        know may have a name by now, which a sealed id does not tell; or the session may have moved."""
         exchange.pending = None
         try:
-            self.route(exchange, record)
+            if exchange.key is None or exchange.pool.find(record.backend) is not None:
+                self.route(exchange, record)
+            else:
+                self._keeper.find(exchange, exchange.key, self.route)
         except Exception:
             exchange.crash()

@@ -2,7 +2,7 @@
 
 Rules of this file: a failed connect is a fact, so it counts at once and not only after several; what ends
 it is a connect that succeeds, of a request or of a look. Looking keeps the absence a fact while there is
-no traffic.
+no traffic. A backend that is drained is looked for too: nobody needs to wait for one that is gone.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ class Absence:
             backend.unreachable_since_s = at_s
         self._waiting.arm(backend, at_s)
 
-    def reached(self, backend: Backend) -> bool:
+    def watch(self, backend: Backend, at_s: float) -> None:
+        """Look for it as well, though nothing is known to be wrong with it: it is drained."""
+        self._waiting.arm(backend, at_s)
+
+    def reached(self, backend: Backend, at_s: float) -> bool:
         """It accepted a connection or answered. True: it had been away."""
         was_away = backend.unreachable_since_s is not None
         backend.unreachable_since_s = None
-        self._waiting.disarm(backend)
+        if backend.drain is None:
+            self._waiting.disarm(backend)
+        else:
+            self.watch(backend, at_s)
         return was_away
 
     def due(self, at_s: float) -> list[Backend]:

@@ -38,8 +38,7 @@ class Balance(Protocol):
 
 
 class LeastInflight:
-    """The better of two that are drawn by weight: fewer requests in flight by weight, counting the one to
-    come. That is nearly as even as the best of all (Mitzenmacher 2001), costs two looks, and
+    """The better of two that are drawn by weight: fewer requests in flight by weight. That is nearly as even as the best of all (Mitzenmacher 2001), costs two looks, and
     replicas of the proxy that know nothing of each other do not all run after the same backend.
     Ties go to the one that was chosen less by weight, so idle backends are used evenly."""
 
@@ -77,8 +76,8 @@ class LeastInflight:
             return None
         one, other = drawn
         weight_of, turn_of = self._weight_of, self._turn_of
-        load = (one.inflight + 1) / weight_of[one]
-        other_load = (other.inflight + 1) / weight_of[other]
+        load = one.inflight / weight_of[one]
+        other_load = other.inflight / weight_of[other]
         if other_load < load or (other_load == load and turn_of[other] < turn_of[one]):
             one = other
         present = self._present

@@ -8,12 +8,16 @@ known here is not the same as one that has left: another replica may have heard 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from mcp_proxy.backends import Backend, Drain
 
 MEMORY: Final = 4096
 """Ids that are remembered of each kind, some 200 bytes each."""
+
+MEMORY_S: Final = 600.0
+"""How long an id means the same backend when it is not in the pool: addresses of pods are given again."""
 
 
 class Departures:
@@ -22,6 +26,8 @@ class Departures:
     def __init__(self) -> None:
         self.wanted: frozenset[str] = frozenset()
         """Ids that the configuration or discovery named last; only others may leave."""
+        self.closing: frozenset[str] = frozenset()
+        """Of these, those that are about to leave."""
         self._leaving: dict[Backend, bool] = {}
         """The backends that are drained, and whether ``overdue`` has named them."""
         self._gone: dict[str, float] = {}
@@ -42,6 +48,10 @@ class Departures:
         self._leaving.update((backend, True) for backend in over)
         return over
 
+    def is_over(self, backend: Backend) -> bool:
+        """``overdue`` has named it, and its streams have ended: nobody would end others."""
+        return self._leaving.get(backend, False)
+
     def parted(self, at_s: float) -> list[Backend]:
         """Backends that have let go of everything: forgotten here, but for their ids."""
         if not self._leaving:
@@ -61,18 +71,19 @@ class Departures:
         self._gone.pop(id, None)
         self._strangers.pop(id, None)
 
-    def has_left(self, id: str) -> bool:
-        """It was in the pool, and is not any more."""
-        return id in self._gone
+    def has_left(self, id: str, at_s: float) -> bool:
+        """It was in the pool, and is not any more, since not long ago."""
+        return at_s - self._gone.get(id, -inf) < MEMORY_S
 
-    def first_heard_s(self, id: str, at_s: float) -> float:
-        """Since when somebody else knows a backend that was never in the pool. ``at_s``: the present."""
-        if id not in self._strangers:
+    def is_unheard_of(self, id: str, at_s: float, for_s: float) -> bool:
+        """Somebody else has known the backend for so long, and nobody has named it here."""
+        if at_s - self._strangers.get(id, -inf) >= for_s + MEMORY_S:
             _remember(self._strangers, id, at_s)
-        return self._strangers[id]
+        return at_s - self._strangers[id] >= for_s
 
 
 def _remember(memory: dict[str, float], id: str, at_s: float) -> None:
+    memory.pop(id, None)
     if len(memory) >= MEMORY:
         del memory[next(iter(memory))]
     memory[id] = at_s

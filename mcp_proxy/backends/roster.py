@@ -136,9 +136,10 @@ class Roster:
         audience = self._modern if is_modern else self._everyone
         return audience.next(tried, affinity, opens_session=opens_session)
 
-    def has_other(self, tried: Collection[str]) -> bool:
-        """There is a backend that was not tried."""
-        return len(self._members) > sum(id in self._members for id in set(tried))
+    def has_other(self, tried: Collection[str], *, is_modern: bool = False) -> bool:
+        """``next`` would find a backend that was not tried."""
+        members: Collection[str] = self._eras[self._modern_era] if is_modern else self._members
+        return len(members) > sum(id in members for id in set(tried))
 
     # --- warming up ------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar
@@ -37,6 +38,8 @@ _CONNECT_S: Final = 5.0
 _DONE: Final = (200, 202)
 
 _MISSING: Final = ("session_not_found", "backend_not_found")
+
+_NUMBER: Final = re.compile(r"\[Errno -?[0-9]+\] ?")
 
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -160,8 +163,8 @@ class Admin:
                 yield response
         except httpx2.ConnectError as error:
             raise Silent(
-                f"cannot reach {self.base} ({error}): is the proxy running, with its admin listener there? "
-                f"Name another with --admin or {ADMIN_VARIABLE}."
+                f"cannot reach {self.base} ({_cause(error)}): is the proxy running, with its admin listener "
+                f"there? Name another with --admin or {ADMIN_VARIABLE}."
             ) from None
         except httpx2.TimeoutException:
             raise Silent(
@@ -179,7 +182,8 @@ class Admin:
             return self._stranger(response)
         if response.status_code == 401:
             how = f"set {TOKEN_VARIABLE} or --token to its token"
-            return AdminError(f"{self.base} wants a token, and another than was sent: {how}.")
+            what = "another token than was sent" if "authorization" in self._client.headers else "a token"
+            return AdminError(f"{self.base} wants {what}: {how}.")
         if refusal.reason in _MISSING:
             return NotThere(plain(refusal.detail))
         return AdminError(f"{self.base} refused ({plain(refusal.reason)}): {plain(refusal.detail)}.")
@@ -197,6 +201,11 @@ class Admin:
             f"{self.base} answered {response.status_code}, and not as an admin listener of this version "
             "does: check the address."
         )
+
+
+def _cause(error: Exception) -> str:
+    """In words: the number of an error of the system tells nobody anything."""
+    return plain(_NUMBER.sub("", str(error)))
 
 
 def plain(text: str) -> str:

@@ -85,7 +85,7 @@ def _admin(config: Config, admin: Address | None) -> str:
     if admin is None:
         return "off"
     guarded = ", needs the token" if config.admin.token else ""
-    return f"http://{_reachable(admin)}/  (/livez /readyz /metrics /status.json{guarded})"
+    return f"http://{_reachable(admin)}/  (status page; /livez /readyz /metrics /status.json{guarded})"
 
 
 def _limits(config: Config) -> str:

@@ -25,7 +25,8 @@ Examples:
 
 \b
 Exit codes: 0 done (with --wait: nothing is left), 1 a replica said no,
-could not be reached, or the drain was taken back, 2 bad usage.
+could not be reached, the drain was taken back, or nobody waited for its end
+(Ctrl-C), 2 bad usage.
 
 """
 
@@ -50,6 +51,7 @@ def drain(backend: str | None, admins: tuple[str, ...], token: str | None, **giv
     from mcp_proxy.cli.admin_client import connect
     from mcp_proxy.cli.drain_steps import Replica, drain_backend, drain_proxy
 
+    is_done = False
     with ExitStack() as stack:
         replicas = [Replica(stack.enter_context(connect(admin, token))) for admin in admins or (None,)]
         stack.enter_context(until_closed())
@@ -64,8 +66,9 @@ def drain(backend: str | None, admins: tuple[str, ...], token: str | None, **giv
                 is_cancelled=given["cancel"],
                 wait=given["wait"],
             )
+        is_done = True
         _show(replicas, as_json=given["as_json"])
-    sys.exit(1 if any(replica.error for replica in replicas) else 0)
+    sys.exit(0 if is_done and not any(replica.error for replica in replicas) else 1)
 
 
 def _check(backend: str | None, given: dict[str, Any]) -> None:

@@ -179,18 +179,24 @@ def _look_at_proxy(replica: Replica) -> Left:
 
 
 def _wait(replicas: list[Replica], look: Callable[[Replica], Left]) -> None:
-    """Until every one is over or has failed."""
-    with _progress() as show:
-        while True:
-            left: list[Left] = []
-            for replica in _sound(replicas):
-                if not replica.is_over:
-                    with replica.trying():
-                        left.append(look(replica))
-            show(_total(left))
-            if all(replica.is_over for replica in _sound(replicas)):
-                return
-            time.sleep(_LOOK_S)
+    """Until every one is over or has failed. Raises AdminError on Ctrl-C: whoever goes on behind this command
+    must not take it for the end."""
+    try:
+        with _progress() as show:
+            while not _is_over(replicas, look, show):
+                time.sleep(_LOOK_S)
+    except KeyboardInterrupt:
+        raise AdminError("not waited for, and the drain goes on.") from None
+
+
+def _is_over(replicas: list[Replica], look: Callable[[Replica], Left], show: Callable[[Left], None]) -> bool:
+    left: list[Left] = []
+    for replica in _sound(replicas):
+        if not replica.is_over:
+            with replica.trying():
+                left.append(look(replica))
+    show(_total(left))
+    return all(replica.is_over for replica in _sound(replicas))
 
 
 def _total(left: list[Left]) -> Left:

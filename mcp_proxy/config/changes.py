@@ -77,6 +77,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "pools.*.affinity": Part.POLICY,
     "pools.*.on_backend_loss": Part.POLICY,
     "pools.*.lost_after": Part.POLICY,
+    "pools.*.unknown_after": Part.POLICY,
     "pools.*.credentials": Part.POLICY,
     "pools.*.transport": Part.CONNECTIONS,
     "pools.*.timeouts": Part.CONNECTIONS,

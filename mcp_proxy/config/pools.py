@@ -193,6 +193,9 @@ class PoolConfig(Model):
     made anew at another backend, without the state that they had; for servers that need none."""
     lost_after: Duration = written("10s")
     """Unreachable for so long means lost; until then 503 with Retry-After."""
+    unknown_after: Duration = written("60s")
+    """The same for a backend of which only other replicas have heard: so long may configuration or discovery
+    take to reach all of them."""
     transport: Literal["http11", "httpx"] = "http11"
     timeouts: Timeouts = Field(default_factory=Timeouts)
     credentials: Credentials = Field(default_factory=Credentials)

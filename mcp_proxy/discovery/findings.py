@@ -69,7 +69,7 @@ class Findings:
         backends = f"{self._count} backend{'' if self._count == 1 else 's'}"
         if self._failure is not None:
             return f"{self.name}: {self._failure}; {backends} from before"
-        if self._steady.doubt is None:
+        if self._steady.doubt is None or not self._count:
             return f"{self.name}: {backends}"
         return f"{self.name}: suddenly {self._steady.doubt}; {backends} from before until that is certain"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import uvicorn
 from mcp_proxy.errors import StartupError
 from mcp_proxy.sockets import keep_alive
 from mcp_proxy.tasks import Tasks
+
+logger = logging.getLogger("mcp_proxy")
 
 STARTUP_FAILURE = 3
 """As uvicorn's: the application could not start."""
@@ -113,7 +116,9 @@ class Server(uvicorn.Server):
     def hurry(self) -> None:
         """``stop`` without waiting for exchanges. Idempotent."""
         self.stop()
-        self.force_exit = True
+        if not self.force_exit:
+            self.force_exit = True
+            logger.info("hurrying: nothing is waited for any more")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -146,7 +146,8 @@ def _present(now: GaugeSnapshot) -> Iterator[Metric]:
     text = "Sessions known here; one that several processes serve counts in each."
     yield gauge(PREFIX + "sessions", text, ("pool",), _by_pool(now.sessions))
     up = [((pool, backend), int(is_up)) for pool, backend, is_up in now.backends]
-    yield gauge(PREFIX + "backend_up", "1 while the backend can be reached.", ("pool", "backend"), up)
+    text = "1 while the backend is reachable, healthy and not ejected."
+    yield gauge(PREFIX + "backend_up", text, ("pool", "backend"), up)
 
 
 def _by_pool(values: dict[str, int]) -> _Samples:

@@ -26,6 +26,10 @@ IDLE_LIMIT: Final = 256
 """Idle connections kept per backend; more than a burst of calls needs."""
 
 
+NOBODY: Final = (socket.EAI_NONAME, socket.EAI_NODATA)
+"""The name does not exist, or has no address: a pod or a container that is gone. A resolver that cannot
+answer says something else, which says nothing about the backend."""
+
 KNOWN_LIMIT: Final = 1024
 """Response heads remembered per backend, one per session, about 1 KiB each. A hit needs two
 answers of a session within one second (the Date), so more would not help."""
@@ -263,6 +267,8 @@ class _Dial:
 
 def _kind_of(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
+        if error.errno in NOBODY:
+            return "refused"
         # EAI_SYSTEM: the resolver could not open a socket
         return "exhausted" if error.errno == socket.EAI_SYSTEM else "unresolved"
     return "exhausted" if error.errno in (errno.EMFILE, errno.ENFILE) else "refused"

@@ -92,7 +92,7 @@ class Worker:
         told: calls.Setup = pickle.loads(setup)
         if self.over.is_set():
             raise StartupError("the worker was stopped before it began")
-        prepare_process(told.log_level)
+        prepare_process(told.log_level, is_worker=True)
         service = Service(told.config, digest_key=told.digest_key)
         server = data_server(service, self._socket)
         spare_the_collector()

@@ -181,6 +181,7 @@ class Crew:
         self.stop()
         if not self._hurrying.is_set():
             self._hurrying.set()
+            logger.info("hurrying: nothing is waited for any more")
             self.tell(calls.HURRY)
 
     async def over(self) -> None:
@@ -262,7 +263,6 @@ class Crew:
     async def _serve(self, worker: Worker) -> None:
         try:
             await self._begin(worker)
-            await self.on_joining(worker)
             worker.is_serving = True
             if len(self.serving) == len(self.workers) and not self._began.done():
                 self._began.set_result(None)
@@ -279,13 +279,16 @@ class Crew:
                 logger.warning("worker %d ended", worker.pid)
 
     async def _begin(self, worker: Worker) -> None:
-        """Returns when it serves as the others do, and no reload can have missed it."""
+        """Returns when it serves as the others do, and no reload can have missed it: nothing may be awaited
+        between the last look at ``_setup`` and ``is_serving``."""
         setup = self._setup
         await worker.link.ask(calls.SERVE, setup, wait_s=START_S)
         worker.status = await worker.link.ask(calls.STATUS, wait_s=START_S)
+        await self.on_joining(worker)
         while setup is not self._setup:
             setup = self._setup
             await worker.link.ask(calls.RELOAD, self._config, wait_s=START_S)
+            await self.on_joining(worker)
 
     async def _poll(self) -> None:
         while True:

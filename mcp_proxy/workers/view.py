@@ -126,9 +126,11 @@ class CrewView:
     async def drain_backend(
         self, backend_id: str, pool: str | None, seconds: float | None
     ) -> list[BackendStatus]:
+        # Kept before anybody is asked: a worker may join meanwhile.
+        self._drains[backend_id, pool] = None if seconds is None else clock.now() + seconds
         drained = await self._of_all(calls.DRAIN_BACKEND, backend_id, pool, seconds)
-        if drained:
-            self._drains[backend_id, pool] = None if seconds is None else clock.now() + seconds
+        if not drained:
+            self._drains.pop((backend_id, pool), None)
         return drained
 
     async def undrain_backend(self, backend_id: str, pool: str | None) -> list[BackendStatus]:
@@ -139,7 +141,11 @@ class CrewView:
         return await self._of_all(calls.UNDRAIN_BACKEND, backend_id, pool)
 
     async def _repeat_drains(self, worker: Worker) -> None:
-        for (backend_id, pool), until_s in self._drains.items():
+        told: set[tuple[str, str | None]] = set()
+        while left := self._drains.keys() - told:  # others may come while it is told of one
+            backend_id, pool = known = left.pop()
+            told.add(known)
+            until_s = self._drains[known]
             left_s = None if until_s is None else max(0.0, until_s - clock.now())
             with contextlib.suppress(WorkerError, TimeoutError):
                 await worker.link.ask(calls.DRAIN_BACKEND, backend_id, pool, left_s, wait_s=ANSWER_S)

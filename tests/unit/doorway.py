@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from mcp_proxy import wire
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import DoorLimits, DoorSettings
 from mcp_proxy.replies import render
@@ -79,7 +80,7 @@ class ScriptedHandler:
     def admit(self, request: Request) -> Admission | Rejection:
         return self.judge(request) or Admission(request)
 
-    def handle(self, admission: Admission, body: bytes, reply: Reply) -> Conversation:
+    def handle(self, admission: wire.Admission, body: bytes, reply: Reply) -> Conversation:
         served = Served(admission.request, body, reply, Conversation())
         self.served.append(served)
         if self.respond is not None:

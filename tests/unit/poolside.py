@@ -7,6 +7,7 @@ from typing import Any
 
 from mcp_proxy import clock
 from mcp_proxy.backends import Backend, Endpoint
+from mcp_proxy.clock import now
 from mcp_proxy.pools import Pool, PoolPolicy
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.upstream import Transport
@@ -24,11 +25,13 @@ def pool_of(
     name: str = "pool",
     kind: type[Pool] = Pool,
     tasks: Tasks | None = None,
+    clock: Callable[[], float] = now,
     **policy: Any,
 ) -> Pool:
     """A pool of backends at ``hosts``. ``transports``: by host, or made when asked for."""
     dial = transports if callable(transports) else lambda backend: transports[backend.host]
-    pool = kind(name, PoolPolicy(**({"balance": "round_robin"} | policy)), dial, tasks or Tasks())
+    told = PoolPolicy(**({"balance": "round_robin"} | policy))
+    pool = kind(name, told, dial, tasks or Tasks(), clock)
     pool.update([endpoint(host) for host in hosts], "reload")
     return pool
 

@@ -169,9 +169,10 @@ def test_sessions_spread_in_proportion_to_weight(weights: list[int], sessions: i
         ({"inflight": 1}, {"inflight": 2}, "aa"),
         ({"inflight": 2}, {"inflight": 1}, "bb"),
         ({"inflight": 1}, {"inflight": 1}, "ab"),
-        ({"inflight": 3, "weight": 2}, {"inflight": 1}, "ab"),
-        ({"inflight": 4, "weight": 2}, {"inflight": 1}, "bb"),
-        ({"weight": 2}, {}, "aa"),
+        ({"inflight": 2, "weight": 2}, {"inflight": 1}, "ab"),
+        ({"inflight": 3, "weight": 2}, {"inflight": 1}, "bb"),
+        ({"inflight": 1, "weight": 2}, {"inflight": 1}, "aa"),
+        ({"weight": 2}, {}, "ab"),
         ({"sessions": 9}, {"inflight": 1}, "aa"),
     ],
 )
@@ -181,6 +182,12 @@ def test_fewer_in_flight_by_weight_wins_and_ties_go_to_the_one_chosen_less(
     balance = LeastInflight(cycle([0.0]).__next__)
     balance = LeastInflight(cycle([0.0]).__next__)
     assert chosen(filled(balance, [make("a", **a), make("b", **b)]), 2) == expected
+
+
+def test_backends_with_nothing_in_flight_are_used_by_weight() -> None:
+    balance = filled(LeastInflight(Random(7).random), [make("a"), make("b", weight=2), make("c")])
+    counts = Counter(chosen(balance, 400))
+    assert {name: round(count / 100) for name, count in counts.items()} == {"a": 1, "b": 2, "c": 1}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +222,7 @@ def test_the_better_of_two_is_what_the_plain_rule_says(loads: list[tuple[int, in
         i = int(same.random() * len(loads))
         j = int(same.random() * (len(loads) - 1))
         j += j >= i
-        rank = [((loads[k][0] + 1) / (loads[k][1] / 10), turns[k]) for k in range(len(loads))]
+        rank = [(loads[k][0] / (loads[k][1] / 10), turns[k]) for k in range(len(loads))]
         best = j if rank[j] < rank[i] else i
         present = sum([1 / len(loads)] * count)
         turns[best] = max(present - ROUNDS, min(turns[best], present + ROUNDS)) + 1 / (loads[best][1] / 10)

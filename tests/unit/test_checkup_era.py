@@ -177,7 +177,7 @@ async def test_backends_that_differ_are_named_once_and_so_is_the_end_of_it(
     assert clinic.checkup.disagreement() == ""
     for _ in range(2):
         await answered(clinic, a=True, b=False, c=False)
-        assert clinic.checkup.disagreement() == "1 backends speak 2026-07-28 and 2 do not"
+        assert clinic.checkup.disagreement() == "2026-07-28 is spoken by 1 and not by 2 of its backends"
     assert lines(caplog) == [
         "pool pool: backends differ: 2026-07-28 is spoken by http://a:8000/mcp "
         "but not by http://b:8000/mcp, http://c:8000/mcp"
@@ -194,7 +194,10 @@ async def test_those_of_unknown_era_are_counted_when_others_differ() -> None:
     await answered(clinic, a=True, b=None, c=None)
     assert clinic.checkup.disagreement() == ""
     await answered(clinic, a=True, b=False, c=None)
-    assert clinic.checkup.disagreement() == "1 backends speak 2026-07-28 and 1 do not, of 1 it is not known"
+    assert (
+        clinic.checkup.disagreement()
+        == "2026-07-28 is spoken by 1 and not by 1 of its backends, of 1 it is not known"
+    )
 
 
 async def test_one_that_leaves_is_no_disagreement() -> None:

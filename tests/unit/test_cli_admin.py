@@ -48,6 +48,8 @@ async def test_a_token_comes_from_a_variable_or_a_file(tmp_path: Path) -> None:
         refused = [await running.run("list"), await running.run("list", MCP_PROXY_ADMIN_TOKEN="wrong")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
+    assert "wants a token" in refused[0].stderr
+    assert "wants another token" in refused[1].stderr
     for result in refused:
         assert result.exit_code == 1
         assert "MCP_PROXY_ADMIN_TOKEN" in result.stderr
@@ -82,7 +84,7 @@ async def test_nobody_there_is_1_with_cause_and_cure(running: Running) -> None:
     result = await running.run("list", "--admin", f"127.0.0.1:{port}")
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "is the proxy running" in result.stderr
+    assert "(Connection refused): is the proxy running" in result.stderr
     assert "--admin" in result.stderr
 
 

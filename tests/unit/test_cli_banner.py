@@ -63,6 +63,7 @@ def test_weights_external_url_token_and_no_admin_listener(tmp_path: Path) -> Non
 
     assert "http://a/mcp, weight 3" in text
     assert "clients see https://mcp.example.com/x/mcp" in text
+    assert "http://127.0.0.1:9901/  (status page; " in text
     assert "needs the token" in text
     assert "hunter2" not in text
     assert "admin     off" in banner(load(file, {}, {"admin": "off"}))

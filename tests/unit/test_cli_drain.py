@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -226,6 +227,19 @@ async def test_a_drain_that_somebody_takes_back_is_a_failure() -> None:
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert "taken back" in result.stderr
+
+
+async def test_to_stop_waiting_is_a_failure_because_something_is_left(view: Operated, address: str) -> None:
+    view.set("weather", TWO, sessions=3)
+    process = await start(address, "drain", TWO, "--pool", "weather", "--wait")
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE_S):
+        first = await process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+
+    assert first.startswith(b"sessions 3, ")
+    assert (process.returncode, err.strip()) == (1, b"Error: not waited for, and the drain goes on.")
 
 
 async def test_all_replicas_are_waited_for() -> None:

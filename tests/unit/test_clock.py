@@ -333,3 +333,29 @@ async def test_a_job_may_stop_the_ticker() -> None:
     await ticks(3)
 
     assert len(calls) == 1
+
+
+def test_a_shorter_delay_counts_for_what_is_armed_as_well() -> None:
+    queue, expired = deadlines(3600.0)
+    start_s = now()
+    queue.arm("early", start_s)
+    queue.follow(1.0)
+    queue.arm("late", start_s)
+    queue.sweep(start_s + 0.5)
+    assert expired == []
+    queue.sweep(now() + 1.0)
+    assert expired == ["early", "late"]
+
+
+def test_a_longer_delay_or_none_leaves_what_is_armed_as_it_was() -> None:
+    queue, expired = deadlines(1.0)
+    start_s = now()
+    queue.arm("early", start_s)
+    queue.follow(3600.0)
+    queue.arm("late", start_s)
+    queue.follow(None)
+    queue.arm("never", start_s)
+    queue.sweep(start_s + 1.0)
+    assert expired == ["early"]
+    queue.sweep(start_s + 3600.0)
+    assert expired == ["early", "late"]

@@ -53,6 +53,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "pools.*.affinity": ({"key": "client"}, {}),
     "pools.*.on_backend_loss": ("reinitialize", "end"),
     "pools.*.lost_after": ("1s", "10s"),
+    "pools.*.unknown_after": ("1s", "60s"),
     "pools.*.credentials": ({"authorization": "a"}, {"authorization": "b"}),
     "pools.*.transport": ("httpx", "http11"),
     "pools.*.timeouts": ({"connect": "1s"}, {}),

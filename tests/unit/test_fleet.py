@@ -45,7 +45,11 @@ class Site:
     def __init__(self, first: Config) -> None:
         self.tasks = Tasks()
         self.fleet = Fleet(
-            self.tasks, berths=Berths(10), on_change=_nobody, on_overdue=_nobody, on_ejected=_nobody
+            self.tasks,
+            berths=Berths(10),
+            on_change=_nobody,
+            on_overdue=_nobody,
+            on_ejected=_nobody,
         )
         self.config = first
         self.fleet.prepare(first.pools, {})()

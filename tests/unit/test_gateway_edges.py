@@ -12,7 +12,7 @@ from mcp_proxy.backends import Backend
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.pools import Pool
 from mcp_proxy.sessions import SessionRecord
-from tests.unit.fakes import settle
+from tests.unit.fakes import settle, until
 from tests.unit.gatehouse import (
     EVENTS,
     JSON,
@@ -235,10 +235,10 @@ class BrokenPool(Pool):
 class BrokenLater(Pool):
     is_broken = False
 
-    def has_other(self, tried: Sequence[str]) -> bool:
+    def has_other(self, tried: Sequence[str], *, is_modern: bool = False) -> bool:
         if self.is_broken:
             raise ZeroDivisionError
-        return super().has_other(tried)
+        return super().has_other(tried, is_modern=is_modern)
 
 
 async def test_a_bug_in_the_routing_is_a_500_and_not_a_lost_client() -> None:
@@ -335,6 +335,7 @@ async def test_a_session_of_a_backend_that_is_not_known_here_is_given_time_to_be
     house = Gatehouse(2)
     house.store.create(KEY, SessionRecord("http://backend2.example:8000/mcp"))
     early = house.call()
+    await until(lambda: early.reply.outcome, 0.01)
     assert early.verdict == (503, "backend_unavailable")
     assert early.reply.one(b"retry-after") == b"1"
     assert house.store.count(ROUTE) == 1
@@ -346,7 +347,7 @@ async def test_a_session_of_a_backend_that_is_not_known_here_is_given_time_to_be
 
 
 async def test_a_session_of_a_backend_that_nobody_comes_to_know_is_lost() -> None:
-    house = Gatehouse(2, lost_after_s=0.0)
+    house = Gatehouse(2, unknown_after_s=0.0)
     house.store.create(KEY, SessionRecord("http://removed.example:80/mcp"))
     client = house.call()
     assert client.verdict == (404, "session_not_found")

@@ -11,6 +11,7 @@ from msgspec import structs
 from mcp_proxy import clock
 from mcp_proxy.backends import Backend, Standing
 from mcp_proxy.backends.absence import LOOK_S
+from mcp_proxy.backends.departures import MEMORY_S
 from mcp_proxy.backends.ejection import Rule
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.pools import Pool
@@ -61,11 +62,16 @@ class Poolside:
         self.pool.on_change = lambda pool: self.said.append("change")
         self.pool.on_ejected = lambda pool: self.said.append("ejected")
         self.pool.on_overdue = lambda backend: self.said.append(("overdue", backend.host))
-        self.pool.on_stranger = lambda pool: self.said.append("stranger")
+        self.can_be_told = True
+        self.pool.on_stranger = self.met_stranger
 
     def dial(self, backend: Backend) -> IdleTransport:
         self.transports.setdefault(backend.host, []).append(IdleTransport())
         return self.transports[backend.host][-1]
+
+    def met_stranger(self, pool: Pool) -> bool:
+        self.said.append("stranger")
+        return self.can_be_told
 
     def __getitem__(self, host: str) -> Backend:
         return next(backend for backend in self.pool.backends if backend.host == host)
@@ -279,14 +285,59 @@ def test_a_drained_backend_that_cannot_be_reached_may_come_back_until_it_is_lost
 # --- strangers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("lost_after_s", "has_left"), [(3600.0, False), (0.0, True)])
+@pytest.mark.parametrize(("unknown_after_s", "has_left"), [(3600.0, False), (0.0, True)])
 def test_a_backend_that_only_others_know_is_given_time_to_be_found(
-    lost_after_s: float, has_left: bool
+    unknown_after_s: float, has_left: bool
 ) -> None:
-    side = Poolside(lost_after_s=lost_after_s)
+    side = Poolside(unknown_after_s=unknown_after_s)
 
     assert side.pool.has_left("http://c:8000/mcp") is has_left
     assert side.said == ["stranger"]
+
+
+def test_nothing_is_concluded_while_nobody_can_say_which_backends_there_are() -> None:
+    side = Poolside(unknown_after_s=0.0)
+    side.can_be_told = False
+    assert not side.pool.has_left("http://c:8000/mcp")
+    side.can_be_told = True
+    assert side.pool.has_left("http://c:8000/mcp")
+
+
+async def test_an_address_that_was_given_up_long_ago_may_be_that_of_another_backend() -> None:
+    time = [1000.0]
+    pool = pool_of(lambda _: IdleTransport(), "a", "b", clock=lambda: time[0], drain_s=0.0)
+    pool.update([endpoint("a")], "discovery")
+    pool.sweep(time[0])
+    assert pool.has_left("http://b:8000/mcp")
+    time[0] += MEMORY_S
+    assert not pool.has_left("http://b:8000/mcp")
+    time[0] += pool.policy.unknown_after_s
+    assert pool.has_left("http://b:8000/mcp")
+    await settle()
+
+
+async def test_a_backend_that_leaves_is_looked_for_and_lost_as_soon_as_it_is_gone() -> None:
+    side = Poolside(drain_s=3600.0)
+    side.update("a")
+    await side.pass_time(LOOK_S)
+    assert side.hosts == "ab"
+    side.transports["b"][0].is_there = False
+
+    await side.pass_time(2 * LOOK_S)
+    await side.pass_time()
+
+    assert side.hosts == "a"
+    assert side.said == ["change", ("overdue", "b")]
+    assert [transports[0].probed for transports in side.transports.values()] == [0, 2]
+
+
+def test_a_backend_that_is_about_to_leave_cannot_be_made_to_stay() -> None:
+    side = Poolside()
+    side.pool.drain(side["b"], "operator")
+    side.update("a", closing="b")
+    assert not side.pool.undrain(side["b"])
+    side.update("ab")
+    assert side.pool.undrain(side["b"])
 
 
 async def test_a_backend_that_has_left_and_come_back_is_as_good_as_any() -> None:
@@ -550,6 +601,30 @@ async def test_closing_closes_every_transport() -> None:
     await side.pool.aclose()
 
     assert [transports[0].closed for transports in side.transports.values()] == [1, 1]
+
+
+class SlowToClose(IdleTransport):
+    async def aclose(self) -> None:
+        await self.may_answer.wait()
+        await super().aclose()
+
+
+async def test_a_backend_that_leaves_while_its_pool_is_closed_keeps_nobody_from_it() -> None:
+    side = Poolside(drain_s=0.0)
+    slow = [SlowToClose(), SlowToClose()]
+    slow[0].may_answer.clear()
+    dialled = iter(slow)
+    side.pool.reconnect(lambda backend: next(dialled))
+    side.update("a")
+    closing = asyncio.ensure_future(side.pool.aclose())
+    await settle()
+    await side.pass_time()
+    assert side.hosts == "a"
+
+    slow[0].may_answer.set()
+    await closing
+
+    assert [transport.closed > 0 for transport in slow] == [True, True]
 
 
 def test_a_pool_describes_itself_and_its_backends() -> None:

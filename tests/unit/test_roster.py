@@ -421,6 +421,7 @@ def test_whatever_happens_the_plain_rule_holds(balance: str) -> None:
         able = eligible(there, tried, is_modern)
         assert pick in able if able else pick is None
         assert made.has_other(tried) is bool(eligible(there, tried, is_modern=False))
+        assert made.has_other(tried, is_modern=is_modern) is bool(able)
 
 
 def test_a_pool_whose_members_agree_again_is_one(balance: str) -> None:

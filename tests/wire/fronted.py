@@ -171,6 +171,16 @@ def owner(session: str) -> str:
     return session.rpartition("-")[0]
 
 
+def is_unavailable(answer: Answer) -> bool:
+    """503 that tells the client to come again, by the proxy's own word."""
+    told = answer.status, answer.reason, bool(answer.head.one("retry-after"))
+    return told == (503, "backend_unavailable", True)
+
+
+def is_unknown(answer: Answer) -> bool:
+    return (answer.status, answer.reason) == (404, "session_not_found")
+
+
 def message(number: int, name: str = "echo") -> bytes:
     params = {"name": name, "arguments": {}}
     return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}).encode()

@@ -152,7 +152,7 @@ async def test_requests_of_the_new_revision_reach_only_backends_that_speak_it(
         for at, replica in enumerate(site.sites):
 
             async def says(replica: Site = replica) -> bool:
-                is_told = "1 backends speak 2026-07-28 and 1 do not" in await replica.readiness()
+                is_told = "spoken by 1 and not by 1 of its backends" in await replica.readiness()
                 return is_told and f"spoken by {dual.url} but not by {old.url}" in replica.log()
 
             await site.until(says, "it is told who differs", at)

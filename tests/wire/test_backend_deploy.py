@@ -49,6 +49,7 @@ class Guest:
         self.streams = 0
         self.stops = False
         self._progress = asyncio.Event()
+        self._client: Client | None = None
 
     @property
     def session(self) -> str:
@@ -66,33 +67,53 @@ class Guest:
         while not condition():
             await self._progress.wait()
 
-    async def begin(self, client: Client) -> None:
-        answer = await client.ask(post(INITIALIZE))
-        assert answer.status == 200, answer
-        self.sessions.append((answer.head.one("mcp-session-id") or b"").decode())
+    def is_served(self, calls: int) -> bool:
+        """It has made so many calls, and listens; or it never will again."""
+        is_listening = self.streams > len(self.ends) or not self.stays
+        return (len(self.answered) >= calls and is_listening) or bool(self.failures)
+
+    async def _ask(self, request: bytes, method: str = "POST") -> Answer:
+        """On a connection that is kept for as long as nginx likes."""
+        self._client = self._client or await Client.connect(self._site.port)
+        answer = await self._client.ask(request, method)
+        if answer.says_close:
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def _begin(self) -> None:
+        answer = await self._ask(post(INITIALIZE))
+        if answer.status == 200:
+            self.sessions.append((answer.head.one("mcp-session-id") or b"").decode())
+        else:
+            self.failures.append(f"initialize: {answer}")
+            self.stops = True
         self._moved()
 
     async def call_on(self) -> None:
-        async with await Client.connect(self._site.port) as client:
-            await self.begin(client)
-            while not self.stops:
-                number = next(self._site.numbers)
-                name = "count" if number % 4 == 0 else "echo"
-                answer = await client.ask(post(message(number, name), self._field))
-                if _is_whole(answer, number):
-                    self.answered.append(number)
-                elif (answer.status, answer.reason) == (404, "session_not_found"):
-                    self.refused.append(number)
-                    await self.begin(client)
-                else:
-                    self.failures.append(f"call {number}: {answer}")
-                self._moved()
-                if not self.stays and len(self.answered) % 3 == 0:
-                    await self._leave(client)
-                    await self.begin(client)
+        await self._begin()
+        while not self.stops:
+            number = next(self._site.numbers)
+            name = "count" if number % 4 == 0 else "echo"
+            answer = await self._ask(post(message(number, name), self._field))
+            if _is_whole(answer, number):
+                self.answered.append(number)
+            elif (answer.status, answer.reason) == (404, "session_not_found"):
+                self.refused.append(number)
+                await self._begin()
+            else:
+                self.failures.append(f"call {number}: {answer}")
+            self._moved()
+            if not self.stays and len(self.answered) % 3 == 0:
+                await self._leave()
+                await self._begin()
 
-    async def _leave(self, client: Client) -> None:
-        answer = await client.ask(get(self._field, method="DELETE"), "DELETE")
+    async def _leave(self) -> None:
+        answer = await self._ask(get(self._field, method="DELETE"), "DELETE")
         if answer.status not in (200, 204, 404):
             self.failures.append(f"DELETE: {answer}")
 
@@ -108,6 +129,7 @@ class Guest:
                     continue
                 if head.status != 200:
                     self.failures.append(f"GET: {head.raw!r}")
+                    self._moved()
                     return
                 await client.body_until(b"\n\n")
                 self.streams += 1
@@ -136,6 +158,8 @@ async def visited(site: Front) -> AsyncIterator[list[Guest]]:
         for task in (*calling, *listening):
             task.cancel()
         await asyncio.gather(*calling, *listening, return_exceptions=True)
+        for guest in guests:
+            guest.close()
 
 
 async def served_again(guests: list[Guest]) -> None:
@@ -143,11 +167,8 @@ async def served_again(guests: list[Guest]) -> None:
     goals = [(guest, len(guest.answered) + 10) for guest in guests]
     async with asyncio.timeout(PATIENCE_S):
         for guest, goal in goals:
-            await guest.until(
-                lambda guest=guest, goal=goal: (  # type: ignore[misc]
-                    len(guest.answered) >= goal and (guest.streams > len(guest.ends) or not guest.stays)
-                )
-            )
+            await guest.until(lambda guest=guest, goal=goal: guest.is_served(goal))  # type: ignore[misc]
+    assert [failure for guest in guests for failure in guest.failures] == []
 
 
 Replace = Callable[[Server, Server], Awaitable[None]]

@@ -19,7 +19,7 @@ from tests.tools import PATIENCE_S
 from tests.tools.backend import Backend
 from tests.tools.mcp_backend import McpServer, json_answer
 from tests.tools.recording import Conn
-from tests.wire.fronted import Front, case, front, owner
+from tests.wire.fronted import Front, case, front, is_unavailable, owner
 from tests.wire.reloading import servers
 from tests.wire.server_processes import Server, started
 
@@ -162,6 +162,22 @@ async def test_a_backend_that_freezes_is_ejected_by_its_timeouts_and_comes_back(
         await site.works(session)
 
 
+async def test_a_backend_that_refused_too_often_serves_its_sessions_when_it_is_back_and_nobody_else(
+    site: Front, tmp_path: Path
+) -> None:
+    with started(tmp_path, "a", "b", options=("--remembers",)) as processes:
+        await site.use(processes, lost_after="1h", health=quick_to_eject(3600))
+        session = await session_at(site, "a")
+        processes[0].kill()
+        for _ in range(2):  # each is tried three times
+            assert is_unavailable(await site.call(session, 0))
+        assert await site.state(processes[0]) == "down"
+        processes[0].start()
+        await site.works(session)
+        assert await site.state(processes[0]) == "ejected"
+        assert await opened(site, 5) == {"b": 5}
+
+
 # -- balanced --------------------------------------------------------------------------------------
 
 
@@ -200,6 +216,20 @@ async def test_sessions_that_are_opened_at_the_same_time_are_spread_evenly(site:
         assert [len(server.sessions) for server in scripted] == [20, 20, 20]
 
 
+async def test_sessions_that_are_on_their_way_count_like_those_that_are_there(site: Front) -> None:
+    crowd = Crowd(24)
+    scripted = [McpServer("a"), crowd.server("b"), crowd.server("c")]
+    async with contextlib.AsyncExitStack() as stack:
+        backends = [await stack.enter_async_context(Backend(server)) for server in scripted]
+        await site.use(backends[:1])
+        assert await opened(site, 6) == {"a": 6}
+        scripted[0] = backends[0].handler = crowd.server("a")
+        await site.use(backends, goes_on=True)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(site.open(0) for _ in range(24)))
+        assert [len(server.sessions) for server in scripted] == [4, 10, 10]
+
+
 async def test_a_weight_is_a_share_of_the_sessions(site: Front) -> None:
     async with servers("a", "b") as (scripted, backends):
         await site.use(backends)
@@ -233,7 +263,7 @@ async def test_a_backend_that_comes_back_gets_its_share_little_by_little(site: F
 
 async def test_sessions_that_are_made_anew_at_the_same_time_go_where_the_fewest_are(site: Front) -> None:
     async with servers("a", "b", "c") as (scripted, backends):
-        settings = {"on_backend_loss": "reinitialize", "drain": "200ms"}
+        settings: dict[str, Any] = {"on_backend_loss": "reinitialize", "drain": "200ms"}
         await site.use(backends[:1], **settings)
         sessions = [await site.open(0) for _ in range(12)]
         await site.use(backends[:2], goes_on=True, **settings)

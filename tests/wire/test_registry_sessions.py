@@ -231,7 +231,7 @@ async def test_a_backend_that_a_replica_has_never_heard_of_is_given_time_and_the
     session = await site.open(0)
     await site.works(1, session)
     (other,) = site.others(session)
-    pools = {name: {"backends": [other.url], "lost_after": "1s"} for name in ("tools", "tapped", "moving")}
+    pools = {name: {"backends": [other.url], "unknown_after": "1s"} for name in ("tools", "tapped", "moving")}
     if site.redis is None:
         del pools["moving"]
     folder = tmp_path_factory.mktemp("newer")

@@ -6,9 +6,10 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.tools.backend import Backend
-from tests.tools.client import call, post
+from tests.tools.client import Client, call, post
 from tests.tools.mcp_backend import Streams, json_answer
 from tests.wire.reloading import Site, early, flows, pools
 from tests.wire.team import SESSIONS, Team, team
@@ -126,6 +127,30 @@ async def test_a_worker_that_still_begins_when_the_others_have_been_told_does_no
         await crew.replaced(victim)
         for pid in await crew.pids():
             assert await credential(crew, pid) == b"Bearer new"
+
+
+async def test_what_is_drained_stays_so_in_a_worker_that_begins_during_a_reload(tmp_path: Path) -> None:
+    async with team(tmp_path) as crew, Backend(json_answer()) as other:
+        proxy = site_of(crew, tmp_path)
+        both = pools([crew.backend, other], credentials={"authorization": "Bearer new"})
+        await proxy.reload({"workers": 2, **both, **SESSIONS})
+        target = f"/backends/{quote(other.url, safe='')}/drain?for=1h"
+        async with await Client.connect(crew.proxy.admin_port) as admin:
+            answer = await admin.ask(post(b"", "Connection: close", target=target))
+            assert answer.status in (200, 202), answer
+        victim, _ = await crew.pids()
+        os.kill(victim, signal.SIGKILL)
+
+        async def is_replaced() -> bool:
+            return await crew.proxy.metric("mcp_proxy_worker_restarts_total") >= 1
+
+        await crew.proxy.until(is_replaced, "another one is being started")
+        await proxy.reload({"workers": 2, **both, **SESSIONS, "limits": {"body": "1MiB"}})
+        await crew.replaced(victim)
+        other.take()
+        for pid in await crew.pids():
+            await crew.call(pid, 10)
+        assert other.take() == []
 
 
 async def test_a_hang_up_of_one_worker_means_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""What the documents say can be used: configurations load, commands parse, metrics and keys exist.
+
+Rules of this file: nothing is run. A fragment of a configuration gets what every configuration has, and no
+more: a backend for a pool without one, a route to each pool, a value for each variable that it names.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from mcp_proxy.cli.main import commands
+from mcp_proxy.config import Config, load, read
+from mcp_proxy.reload import Reloader
+from mcp_proxy.telemetry.exposition import Exposition
+from mcp_proxy.telemetry.snapshot import GaugeSnapshot, Snapshot
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {document.name: document.read_text() for document in DOCUMENTS}
+
+VARIABLES = {
+    "WEATHER_TOKEN": "Bearer weather",
+    "MCP_PROXY_SESSION_KEY": "k" * 44,
+    "MCP_PROXY_REDIS_URL": "redis://redis:6379/0",
+}
+
+SUFFIXES = (".md", ".py", ".yaml", ".json", ".dev")
+OTHERS = {"retry"}
+"""Left of a colon, and not of the configuration."""
+
+
+def blocks(language: str) -> list[Any]:
+    """Every fenced block in ``language``, with the document and the number of the block in it."""
+    return [
+        pytest.param(found, id=f"{name}-{number}")
+        for name, text in TEXTS.items()
+        for number, found in enumerate(re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S), 1)
+    ]
+
+
+# --- configurations ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_a_configuration_can_be_used(block: str, tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all(block))
+    if "apiVersion" in documents[0]:  # of Kubernetes
+        assert all(each["apiVersion"] and each["kind"] for each in documents)
+        return
+    (document,) = documents
+    pools = document.setdefault("pools", {"pool": {}})
+    for pool in pools.values():
+        if "discover" not in pool:
+            pool.setdefault("backends", ["http://10.0.0.11:8000/mcp"])
+    document.setdefault("routes", [{"path": f"/{name}/mcp", "pool": name} for name in pools])
+    (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(document))
+
+    assert load(tmp_path / "proxy.yaml", VARIABLES, {}).pools.keys() == pools.keys()
+
+
+# --- commands ------------------------------------------------------------------------------------------
+
+COMMAND_LINES = {
+    found.partition("#")[0].strip()
+    for text in TEXTS.values()
+    for found in re.findall(r"^\$ .*?\bmcp-proxy ([^\n)]*)", text, re.M)
+}
+
+
+@pytest.mark.parametrize("line", sorted(COMMAND_LINES))
+def test_a_command_line_parses(line: str) -> None:
+    command: click.Command = commands
+    context = command.make_context("mcp-proxy", shlex.split(line))
+    while isinstance(command, click.Group):
+        rest = [*context._protected_args, *context.args]
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None, f"there is no command {name}"
+        command, context = found, found.make_context(name, rest, context)
+
+
+# --- names ---------------------------------------------------------------------------------------------
+
+
+async def _apply(config: Config) -> None:
+    """Nothing is reloaded here."""
+
+
+def test_every_metric_that_is_named_is_exposed() -> None:
+    empty = Snapshot({}, {}, GaugeSnapshot(0, {}, {}, []))
+    reloads = Reloader(read(None, {}, {"backends": ["http://10.0.0.11:8000/mcp"]}), _apply)
+    exposition = Exposition(lambda: empty, [reloads]).render(None)[0].decode()
+    exposed = set(re.findall(r"^# TYPE (\w+) ", exposition, re.M))
+    named = {found for text in TEXTS.values() for found in re.findall(r"\bmcp_proxy_[a-z_]+[a-z]\b", text)}
+
+    assert named
+    assert named <= exposed
+
+
+SCHEMA = Config.model_json_schema()
+
+
+def keys(schema: dict[str, Any]) -> dict[str, Any]:
+    """What may stand under a key, by name."""
+    if "$ref" in schema:
+        return keys(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]])
+    found = dict(schema.get("properties", {}))
+    for part in schema.get("anyOf", ()):
+        found |= keys(part)
+    return found
+
+
+def is_key(path: str, schema: dict[str, Any]) -> bool:
+    name, _, rest = path.partition(".")
+    below = keys(schema)
+    return name == "*" or (name in below and (not rest or is_key(rest, below[name])))
+
+
+POOL = SCHEMA["$defs"]["PoolConfig"]
+EVERY_KEY = {name for each in (SCHEMA, *SCHEMA["$defs"].values()) for name in each.get("properties", {})}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_key_that_is_named_exists(name: str) -> None:
+    """``a.b`` from the top or from a pool, and what is left of the colon in ``key: value``."""
+    code = set(re.findall(r"`([^`\n]+)`", TEXTS[name]))
+    tops = keys(SCHEMA).keys() | keys(POOL).keys()
+    paths = {found for found in code if re.fullmatch(r"[a-z_]+(\.([a-z_]+|\*))+", found)}
+    paths = {path for path in paths if path.partition(".")[0] in tops and not path.endswith(SUFFIXES)}
+    pairs = {found.partition(":")[0] for found in code if re.match(r"[a-z_]+: ", found)}
+
+    assert [path for path in paths if not is_key(path, SCHEMA) and not is_key(path, POOL)] == []
+    assert pairs - EVERY_KEY - OTHERS == set()
