@@ -38,9 +38,10 @@ class Balance(Protocol):
 
 
 class LeastInflight:
-    """The better of two that are drawn by weight: fewer requests in flight by weight. That is nearly as even as the best of all (Mitzenmacher 2001), costs two looks, and
-    replicas of the proxy that know nothing of each other do not all run after the same backend.
-    Ties go to the one that was chosen less by weight, so idle backends are used evenly."""
+    """The better of two that are drawn by weight: fewer requests in flight by weight. That is nearly as even
+    as the best of all (Mitzenmacher 2001), costs two looks, and replicas of the proxy that know nothing of
+    each other do not all run after the same backend. Ties go to the one that was chosen less by weight, so
+    idle backends are used evenly."""
 
     __slots__ = ("_present", "_share_of", "_shares", "_turn_of", "_urn", "_weight_of")
 
