@@ -23,7 +23,8 @@ from pathlib import Path
 
 from tests.conformance.results import Run, Scenario, read
 from tests.e2e.processes import started, wait_until_it_accepts
-from tests.tools.proxy import ROOT, free_ports
+from tests.tools.ports import free_ports
+from tests.tools.proxy import ROOT
 
 PACKAGE = "@modelcontextprotocol/conformance"
 VERSION = "0.2.0-alpha.12"

@@ -22,7 +22,8 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from tests.tools import PATIENCE_S
-from tests.tools.proxy import ROOT, free_ports
+from tests.tools.ports import free_ports
+from tests.tools.proxy import ROOT
 
 DOORS = ("http11", "asgi")
 TRANSPORTS = ("http11", "httpx")

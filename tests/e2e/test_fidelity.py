@@ -21,7 +21,7 @@ from tests.tools import PATIENCE_S
 from tests.tools.backend import Backend
 from tests.tools.client import Client
 from tests.tools.http1 import LAST_CHUNK, Head, chunk
-from tests.tools.proxy import free_ports
+from tests.tools.ports import free_ports
 from tests.tools.recording import Conn, Seen
 
 FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive"}

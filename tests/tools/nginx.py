@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from tests.tools import PATIENCE_S
-from tests.tools.proxy import free_ports
+from tests.tools.ports import free_ports
 
 # max_fails=0: a replica that restarts refuses connections for a moment, and the next one is asked at
 # once; it must not be left out for ten seconds because of that. A POST that was sent is never repeated.

@@ -20,25 +20,14 @@ from types import TracebackType
 from typing import Any
 
 from tests.tools import PATIENCE_S
+from tests.tools.ports import free_ports
 
 Reply = Any
 """bytes, int, None, a list of these, or ReplyError."""
 
-_ports_given: set[int] = set()
-
 
 class ReplyError(Exception):
     """The server's own error."""
-
-
-def free_port() -> int:
-    """Nobody listens there, and nobody is given it twice. A cluster node also needs 10,000 more."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = int(probe.getsockname()[1])
-        if port < 50_000 and port not in _ports_given:
-            _ports_given.add(port)
-            return port
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -61,7 +50,7 @@ class RedisServer:
     def __init__(
         self, *options: str, tls: tuple[Path, Path, Path] | None = None, port: int = 0, sentinel: bool = False
     ) -> None:
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.options = options
         self.tls = tls
         self._is_sentinel = sentinel

@@ -12,7 +12,8 @@ from tests.tools.backend import Backend
 from tests.tools.client import Client, call, post
 from tests.tools.fault_proxy import FaultProxy
 from tests.tools.mcp_backend import json_answer, raw_answer
-from tests.tools.proxy import free_ports, merge
+from tests.tools.ports import free_ports
+from tests.tools.proxy import merge
 from tests.tools.recording import Conn
 from tests.tools.tarpit import Tarpit
 

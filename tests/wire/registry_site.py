@@ -17,7 +17,8 @@ from typing import Any
 from tests.tools import PATIENCE_S
 from tests.tools.backend import Backend
 from tests.tools.fault_proxy import FaultProxy
-from tests.tools.proxy import ROOT, ProxyProcess, free_ports, merge
+from tests.tools.ports import free_ports
+from tests.tools.proxy import ROOT, ProxyProcess, merge
 from tests.tools.redis_server import RedisServer
 from tests.wire.registry_rig import KEY, PASSWORD, PREFIX, Replicas, Server, Session
 

@@ -12,7 +12,8 @@ import pytest
 from tests.tools.client import Client, call, post
 from tests.tools.fault_proxy import FaultProxy, Faults
 from tests.tools.mcp_backend import JSON, Streams, json_answer, result
-from tests.tools.proxy import free_ports, launch
+from tests.tools.ports import free_ports
+from tests.tools.proxy import launch
 from tests.tools.recording import Conn, Seen
 from tests.wire.rig import Rig, bench, case
 

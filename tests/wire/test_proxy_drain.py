@@ -23,7 +23,8 @@ from tests.tools.backend import Backend
 from tests.tools.client import Answer, Client, call, get, post
 from tests.tools.mcp_backend import INITIALIZE, JSON, McpServer, Stream, result
 from tests.tools.nginx import nginx
-from tests.tools.proxy import ProxyProcess, free_ports, launch
+from tests.tools.ports import free_ports
+from tests.tools.proxy import ProxyProcess, launch
 from tests.tools.recording import Conn, Seen
 from tests.wire.team import SESSIONS as SIGNED
 from tests.wire.team import team

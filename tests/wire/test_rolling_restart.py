@@ -22,7 +22,8 @@ from tests.tools.client import Client, call, get, post
 from tests.tools.http1 import LAST_CHUNK
 from tests.tools.mcp_backend import INITIALIZE, JSON, McpServer, result
 from tests.tools.nginx import nginx
-from tests.tools.proxy import free_ports, launch
+from tests.tools.ports import free_ports
+from tests.tools.proxy import launch
 from tests.tools.recording import Conn, Seen
 from tests.tools.redis_server import RedisServer
 

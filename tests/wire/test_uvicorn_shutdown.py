@@ -20,7 +20,8 @@ from tests.tools import PATIENCE_S
 from tests.tools.backend import Backend
 from tests.tools.client import Client, call, get, post
 from tests.tools.mcp_backend import INITIALIZE, McpServer, Stream
-from tests.tools.proxy import ROOT, free_ports
+from tests.tools.ports import free_ports
+from tests.tools.proxy import ROOT
 
 HARDENED = ("--http", "mcp_proxy.downstream.http11:Http11Protocol")
 EVENT = b"data: {}\n\n"

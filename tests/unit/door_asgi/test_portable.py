@@ -19,7 +19,7 @@ from tests.tools.backend import Backend
 from tests.tools.client import Client, post
 from tests.tools.http1 import LAST_CHUNK
 from tests.tools.mcp_backend import INITIALIZE
-from tests.tools.proxy import free_ports
+from tests.tools.ports import free_ports
 from tests.tools.recording import Conn, Seen
 from tests.unit.doorway import chunked
 
