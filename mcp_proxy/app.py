@@ -74,10 +74,10 @@ class Service:
         self.access_log = _access_log(config)
         self.recent = Ring()
         self._ticker.add(self.recent.sweep)
-        sinks: list[Sink] = [self.metrics, self.recent]
+        sinks: list[Sink] = [self.metrics]
         if self.access_log is not None:
             sinks.append(self.access_log)
-        self.recorder = Recorder(sinks, batch=BATCH, key=digest_key)
+        self.recorder = Recorder(sinks, batch=BATCH, key=digest_key, ring=self.recent)
         self._ticker.add(self._flush)
         connections = connections_for(current_fd_limit())
         self._by_route: dict[str, Pool] = {}

@@ -199,7 +199,7 @@ class Quotas:
         self._client_requests.limit(per_client.requests)
         self._principal_streams.limit(per_principal.streams)
         self._principal_requests.limit(per_principal.requests)
-        self._has_shares = not (per_client == per_principal == UNBOUNDED)
+        self.has_shares = not (per_client == per_principal == UNBOUNDED)
         self._memory = memory
         if memory is None:
             self.pressure = Pressure.NONE
@@ -211,11 +211,15 @@ class Quotas:
         counts = f"streams={self.streams} requests={self.requests}"
         return f"<Quotas {counts} clients={clients} principals={principals} {self.pressure.name.lower()}>"
 
+    # ``has_shares`` and ``easy_requests`` are for whoever counts most requests in and out without a call:
+    # one that is no stream may come in while there are fewer than ``easy_requests``, and one that did may go
+    # without ``leave`` while there are no shares. ``requests`` is theirs to change then.
+
     def enter(self, plan: Plan, envelope: Envelope | None, client: str, principal: str) -> Rejection | None:
         """Count a request in, or say why not. ``client``: its address; either name may be empty."""
         if plan.listens:
             return self._enter_stream(share_of(client), principal)
-        if self.requests >= self._easy_requests and not is_exempt(plan, envelope):
+        if self.requests >= self.easy_requests and not is_exempt(plan, envelope):
             refusal = self._enter_request(share_of(client), principal)
             if refusal is not None:
                 return refusal
@@ -230,7 +234,7 @@ class Quotas:
             self._principal_streams.give_back(principal)
             return
         self.requests -= 1
-        if self._has_shares and not is_exempt(plan, envelope):
+        if self.has_shares and not is_exempt(plan, envelope):
             self._client_requests.give_back(share_of(client))
             self._principal_requests.give_back(principal)
 
@@ -259,7 +263,7 @@ class Quotas:
             self._streams_now = min(self.streams_limit, self._held_streams)
         if self.pressure is Pressure.ALL:
             self._requests_now = min(self.requests_limit, self._held_requests)
-        self._easy_requests = 0 if self._has_shares else self._requests_now
+        self.easy_requests = 0 if self.has_shares else self._requests_now
 
     def _report(self, used: int, limit: int, *, is_worse: bool) -> None:
         if self.pressure is Pressure.NONE:

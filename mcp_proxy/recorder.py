@@ -18,6 +18,7 @@ from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.forwarding import plain_address
 from mcp_proxy.telemetry import RequestRecord, Sink
+from mcp_proxy.telemetry.recent import Ring
 from mcp_proxy.wire import Rejection, Request
 
 _METHODS = {method.encode(): method for method in ("GET", "POST", "DELETE", "OPTIONS", "")}
@@ -49,9 +50,13 @@ which costs a third less than to visit them between two requests."""
 class Recorder:
     """Turns ended exchanges into records, ``batch`` at a time; ``flush`` does it now."""
 
-    def __init__(self, sinks: Sequence[Sink], *, batch: int = 1, key: bytes = b"") -> None:
-        """``key``: of the hashes that stand for ids, for processes whose records belong together."""
+    def __init__(
+        self, sinks: Sequence[Sink], *, batch: int = 1, key: bytes = b"", ring: Ring | None = None
+    ) -> None:
+        """``ring``: one more sink, while somebody watches it. ``key``: of the hashes that stand for ids, for
+        processes whose records belong together."""
         self._sinks = tuple(sinks)
+        self._ring = ring
         self._batch = batch
         self._ended: list[Exchange] = []
         key = key or secrets.token_bytes(16)
@@ -75,9 +80,10 @@ class Recorder:
             return
         ended, self._ended = self._ended, []
         wall_s = time.time() - now()
+        sinks = self._listening()
         for exchange in ended:
             record = self._describe(exchange, wall_s)
-            for sink in self._sinks:
+            for sink in sinks:
                 sink.record(record)
 
     def _describe(self, exchange: Exchange, wall_s: float) -> RequestRecord:
@@ -146,5 +152,9 @@ class Recorder:
             ended_by=_REFUSAL_FAULTS.get(rejection.reason, Fault.CLIENT),
             phase=Phase.ADMIT,
         )
-        for sink in self._sinks:
+        for sink in self._listening():
             sink.record(record)
+
+    def _listening(self) -> tuple[Sink, ...]:
+        ring = self._ring
+        return self._sinks if ring is None or not ring.is_watched else (*self._sinks, ring)

@@ -165,7 +165,9 @@ def test_every_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_resident_memory_is_that_of_this_process() -> None:
     used = resident_bytes()
     assert used is not None
-    assert 1 * MIB < used <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # The peak is counted per thread and added up now and then, so it may be behind.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert most / 4 < used < 2 * most
 
 
 def test_memory_that_cannot_be_looked_at_for_want_of_a_descriptor_is_unknown() -> None:
