@@ -13,8 +13,9 @@ import socket
 from typing import Final
 
 FIRST: Final = 10_000
-COUNT: Final = 22_000
-"""Below 32768, where the ephemeral ports of Linux begin."""
+COUNT: Final = 10_000
+"""Below 32768, where the ephemeral ports of Linux begin, and so are the ports 10,000 above, which nodes of a
+Redis Cluster take as well."""
 
 _STRIDE: Final = 7919
 """A prime: processes with numbers that are near begin far from each other."""
