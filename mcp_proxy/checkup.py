@@ -18,6 +18,7 @@ from mcp_proxy.backends import Backend
 from mcp_proxy.backends.era import DISCOVER, HEADERS, USER_AGENT, is_modern
 from mcp_proxy.backends.health import Health
 from mcp_proxy.backends.rota import Rota
+from mcp_proxy.clock import patience
 from mcp_proxy.errands import PATIENCE_S, Answer, ask
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.pools import Pool
@@ -219,7 +220,7 @@ class Checkup:
 
     async def _connect(self, backend: Backend, seconds: float) -> bool | None:
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 is_there = await self._pool.transport(backend).probe()
         except TimeoutError:
             return False  # slow is not gone: whether it can be reached is up to the connect timeout

@@ -3,21 +3,51 @@
 A timer per request costs as much as the request; instead each *kind* of deadline has one
 ``Deadlines`` queue. Items of a kind share one delay, so insertion order is expiry order and
 a sweep looks only at the front: O(1) to arm, O(1) to disarm, O(expired) per tick.
+
+A process that is paused (a CPU limit, a snapshot of its machine) finds, when it goes on, deadlines that
+are over and answers that came in time but were not read. Event loops call timers first; so here a
+timer that comes late does not judge before what has come was read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Hashable
+from typing import Final, Generic, TypeVar
 
 now = time.monotonic
 
 TICK_S = 0.1
 """Deadlines fire at most this late. A tenth of the shortest sensible timeout (1 s)."""
 
+PAUSE_S: Final = 0.02
+"""A timer that fires later than this: it was us who did not come to it."""
+
 T = TypeVar("T", bound=Hashable)
+
+
+@contextlib.asynccontextmanager
+async def patience(delay_s: float | None) -> AsyncIterator[None]:
+    """``asyncio.timeout(delay_s)``, except that a pause of this process at its end is made up for, once
+    and by no more than ``delay_s``. Raises TimeoutError."""
+    async with asyncio.timeout(None) as timeout:
+        if delay_s is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + delay_s
+
+        def end() -> None:
+            late_s = loop.time() - due_s
+            timeout.reschedule(loop.time() + min(late_s, delay_s) if late_s > PAUSE_S else 0.0)
+
+        timer = loop.call_at(due_s, end)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class Deadlines(Generic[T]):
@@ -81,14 +111,17 @@ class Deadlines(Generic[T]):
 
 
 class Ticker:
-    """Calls its jobs every ``TICK_S`` on the running loop. ``start`` and ``stop`` are idempotent."""
+    """Calls its jobs every ``TICK_S`` on the running loop, except when it comes late by more than that
+    for once. ``start`` and ``stop`` are idempotent."""
 
-    __slots__ = ("_handle", "_jobs", "_loop")
+    __slots__ = ("_due_s", "_handle", "_jobs", "_loop", "_was_late")
 
     def __init__(self) -> None:
         self._jobs: list[Callable[[float], None]] = []
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._due_s = 0.0
+        self._was_late = False
 
     def add(self, job: Callable[[float], None]) -> None:
         """``job(at_s)`` must not raise and must not block."""
@@ -97,16 +130,22 @@ class Ticker:
     def start(self) -> None:
         if self._handle is None:
             self._loop = asyncio.get_running_loop()
-            self._handle = self._loop.call_later(TICK_S, self._tick)
+            self._next(now())
 
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
-    def _tick(self) -> None:
+    def _next(self, at_s: float) -> None:
         assert self._loop is not None
+        self._due_s = at_s + TICK_S
         self._handle = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
         at_s = now()
-        for job in self._jobs:
-            job(at_s)
+        self._was_late = not self._was_late and at_s - self._due_s > TICK_S
+        self._next(at_s)
+        if not self._was_late:
+            for job in self._jobs:
+                job(at_s)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from mcp_proxy.backends import Backend
+from mcp_proxy.clock import patience
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.pools import Pool
 from mcp_proxy.upstream import Outgoing, Transport
@@ -35,7 +36,7 @@ async def ask(transport: Transport, outgoing: Outgoing, seconds: float) -> Answe
     errand = _Errand()
     call = transport.send(outgoing, errand)
     try:
-        async with asyncio.timeout(seconds):
+        async with patience(seconds):
             return await errand.answer
     except TimeoutError:
         raise UpstreamError(Phase.HEAD, "timeout", f"no answer within {seconds:g} s", sent=True) from None

@@ -137,6 +137,8 @@ class RedisServer:
         self._pool = pool
         self._tasks = tasks
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
+        self._opening = 0
+        """Connections that are being opened or taken from the pool, each for somebody who waits."""
         self._sentinel = sentinel
         self._demotions = 0
         """How often it turned out to be a master no more. All older connections are closed then:
@@ -146,7 +148,7 @@ class RedisServer:
         with _mapped():
             waiting: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
-            self._tasks.spawn(self._open())
+            self._want()
             try:
                 connection = await waiting
             except asyncio.CancelledError:
@@ -171,30 +173,56 @@ class RedisServer:
                     # What ended this connection has hardly spared the idle ones.
                     await self._pool.disconnect(inuse_connections=False)
 
+    def _want(self) -> None:
+        self._opening += 1
+        self._tasks.spawn(self._open())
+
     async def _open(self) -> None:
         """Find or open a connection for whoever waits. Opening takes three round trips, which may be more
         than there is time for; then another that has become free has served by then, and this one
         serves the next."""
         try:
-            async with asyncio.timeout(OPEN_S):
-                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-                if _is_dead(connection):
-                    await connection.disconnect(nowait=True)
-                    await connection.connect()
+            try:
+                connection = await self._connected()
+            finally:
+                self._opening -= 1
+        except exceptions.MaxConnectionsError:
+            pass  # there are as many as there may be, and each is given when it is free
         except (exceptions.RedisError, OSError) as error:
             waiting = self._first()
             if waiting is not None:
                 waiting.set_exception(error)
+            self._replace()
         else:
             await self._give(connection)
 
+    async def _connected(self) -> AbstractConnection:
+        async with asyncio.timeout(OPEN_S):
+            connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                if _is_dead(connection):
+                    await connection.disconnect(nowait=True)
+                    await connection.connect()  # type: ignore[no-untyped-call]
+            except BaseException:
+                await self._pool.release(connection)
+                raise
+        return connection
+
     async def _give(self, connection: AbstractConnection) -> None:
         """To whoever waits, or back."""
-        waiting = self._first() if not _is_dead(connection) else None
-        if waiting is None:
-            await self._pool.release(connection)  # never waits: nobody holds the pool's lock for long
-        else:
+        is_dead = _is_dead(connection)
+        waiting = self._first() if not is_dead else None
+        if waiting is not None:
             waiting.set_result(connection)
+            return
+        await self._pool.release(connection)  # never waits: nobody holds the pool's lock for long
+        if is_dead:
+            self._replace()
+
+    def _replace(self) -> None:
+        """One is lost. Whoever found all of them taken may have counted on it."""
+        if len(self._waiting) > self._opening:
+            self._want()
 
     def _first(self) -> asyncio.Future[AbstractConnection] | None:
         """Who has waited for longest and still does."""

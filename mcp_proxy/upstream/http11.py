@@ -13,7 +13,7 @@ import socket
 import ssl
 from typing import Final
 
-from mcp_proxy.clock import Deadlines
+from mcp_proxy.clock import Deadlines, patience
 from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.upstream import Call, Outgoing, Receiver, Spawner
 from mcp_proxy.upstream.berths import Berths
@@ -112,7 +112,7 @@ class Http11Transport:
         try:
             if self._berths.take(self):
                 await asyncio.sleep(0)  # the descriptor of the other one is free then
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with patience(self._connect_timeout_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self, self._authority, watched=self._watched),
                     self._host,

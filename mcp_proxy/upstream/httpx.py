@@ -20,7 +20,7 @@ from typing import Final
 
 import httpx2
 
-from mcp_proxy.clock import Deadlines
+from mcp_proxy.clock import Deadlines, patience
 from mcp_proxy.errors import StartupError
 from mcp_proxy.upstream import Call, Outgoing, Receiver, Spawner
 from mcp_proxy.upstream.httpx_call import CLOSE_S, HttpxCall, Lane
@@ -108,7 +108,7 @@ class HttpxTransport:
         url = self.url if self._proxy is None else self._proxy.url
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            async with asyncio.timeout(self.connect_timeout_s):
+            async with patience(self.connect_timeout_s):
                 _, writer = await asyncio.open_connection(url.host, port)
         except (socket.gaierror, UnicodeError):
             return None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mcp_proxy.clock import TICK_S, Deadlines, Ticker, now
+from mcp_proxy.clock import TICK_S, Deadlines, Ticker, now, patience
+from tests.tools import PATIENCE_S
 
 
 def deadlines(delay_s: float | None = 10.0) -> tuple[Deadlines[str], list[str]]:
@@ -333,6 +338,75 @@ async def test_a_job_may_stop_the_ticker() -> None:
     await ticks(3)
 
     assert len(calls) == 1
+
+
+# --- a process that was paused --------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    with theirs:
+        yield reader, theirs
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_patience_counts_what_came_while_we_were_paused() -> None:
+    async with connected() as (reader, peer), patience(0.05):
+        reading = asyncio.ensure_future(reader.readexactly(6))
+        await asyncio.sleep(0)
+        peer.send(b"answer")
+        time.sleep(0.2)  # noqa: ASYNC251 - the pause
+        assert await reading == b"answer"
+
+
+async def test_patience_ends_after_a_pause_too() -> None:
+    asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+
+    with pytest.raises(TimeoutError):
+        async with patience(0.05):
+            await asyncio.Event().wait()
+
+
+async def test_patience_without_a_pause_is_a_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        async with patience(0.01):
+            await asyncio.Event().wait()
+
+
+async def test_deadlines_that_passed_during_a_pause_wait_for_what_was_not_read() -> None:
+    order: list[str] = []
+    ticker = Ticker()
+    queue: Deadlines[str] = Deadlines(0.15, order.append)
+    ticker.add(queue.sweep)
+    ticker.start()
+
+    async with connected() as (reader, peer), asyncio.timeout(PATIENCE_S):
+        reading = asyncio.ensure_future(reader.readexactly(6))
+        await asyncio.sleep(0)
+        queue.arm("expired")
+        peer.send(b"answer")
+        time.sleep(0.5)  # noqa: ASYNC251 - the pause
+        order.append((await reading).decode())
+        while len(order) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)
+    ticker.stop()
+
+    assert order == ["answer", "expired"]
+
+
+async def test_deadlines_are_kept_by_a_process_that_is_always_late() -> None:
+    ticker = Ticker()
+    calls: list[float] = []
+    ticker.add(calls.append)
+    ticker.start()
+    async with asyncio.timeout(PATIENCE_S):
+        while len(calls) < 2:
+            time.sleep(2.5 * TICK_S)  # noqa: ASYNC251 - busy
+            await asyncio.sleep(0)
+    ticker.stop()
 
 
 def test_a_shorter_delay_counts_for_what_is_armed_as_well() -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from mcp_proxy.config.redis_url import parse_url
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import ENDED, INITIALIZE_LIMIT, Listed, SessionRecord
-from mcp_proxy.sessions.redis import RedisRegistry
-from mcp_proxy.sessions.remote.lane import IN_FLIGHT
+from mcp_proxy.sessions.redis import RedisRegistry, connect
+from mcp_proxy.sessions.remote.lane import IN_FLIGHT, LinkError
 from mcp_proxy.tasks import Tasks
 from tests.tools.redis_server import RedisServer, eventually
 from tests.unit.fakes import until
@@ -315,6 +316,38 @@ async def test_a_queue_that_is_full_refuses_at_once(redis: RedisServer) -> None:
         refused = [outcome for outcome in found if isinstance(outcome, StoreError)]
         assert 0 < len(refused) <= 50
         assert one.registry.health()[0]
+
+
+async def test_whoever_finds_all_connections_taken_waits_for_one(redis: RedisServer) -> None:
+    tasks = Tasks()
+    server = connect(parse_url(redis.url), tasks)
+    try:
+        found = await outcomes(*(server.exchange([("ECHO", str(n))]) for n in range(10 * IN_FLIGHT)))
+
+        assert found == [[str(n).encode()] for n in range(10 * IN_FLIGHT)]
+        assert redis.clients() <= 2 * IN_FLIGHT
+    finally:
+        await server.aclose()
+        await tasks.aclose()
+
+
+async def test_whoever_waits_for_a_connection_that_is_lost_gets_another(redis: RedisServer) -> None:
+    tasks = Tasks()
+    server = connect(parse_url(redis.url), tasks)
+    try:
+        block = [("BLPOP", "nothing", "0")]
+        taken = [asyncio.ensure_future(server.exchange(block)) for _ in range(2 * IN_FLIGHT)]
+        await until(lambda: redis.clients() == 2 * IN_FLIGHT)
+        waiting = [asyncio.ensure_future(server.exchange([("ECHO", str(n))])) for n in range(IN_FLIGHT)]
+        await asyncio.sleep(0)
+        redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+        assert await outcomes(*waiting) == [[str(n).encode()] for n in range(IN_FLIGHT)]
+        lost = await asyncio.gather(*taken, return_exceptions=True)
+        assert all(isinstance(outcome, LinkError) for outcome in lost)
+    finally:
+        await server.aclose()
+        await tasks.aclose()
 
 
 async def test_an_operation_whose_caller_left_disturbs_nobody(redis: RedisServer) -> None:

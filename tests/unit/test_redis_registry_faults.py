@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 import pytest
 
 from mcp_proxy.clock import now
+from mcp_proxy.config.redis_url import parse_url
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import ENDED, SessionRecord
-from mcp_proxy.sessions.redis import RedisRegistry
+from mcp_proxy.sessions.redis import RedisRegistry, connect
 from mcp_proxy.sessions.remote.breaker import THRESHOLD
+from mcp_proxy.sessions.remote.lane import IN_FLIGHT, LinkError
 from mcp_proxy.tasks import Tasks
 from tests.tools import PATIENCE_S
 from tests.tools.fault_proxy import FaultProxy
@@ -224,6 +227,20 @@ async def test_callers_that_leave_never_shift_the_answers_of_others(redis: Redis
                 assert isinstance(outcome, asyncio.CancelledError) or outcome == record
 
 
+@pytest.mark.parametrize("turns", range(3, 12))
+async def test_a_pause_of_our_own_is_not_held_against_the_server(redis: RedisServer, turns: int) -> None:
+    """``turns`` of the loop after the question was asked; with the third it is on its way."""
+    async with replica(redis.url) as one:
+        await one.registry.create(A, RECORD)
+        asked = asyncio.ensure_future(one.registry.fetch(A))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(1.5 * BUDGET_S)  # noqa: ASYNC251 - as a process that may not run
+
+        assert await asked == RECORD
+        assert one.registry.health()[0]
+
+
 async def test_a_hung_server_is_used_again_soon_after_it_wakes(redis: RedisServer) -> None:
     async with replica(redis.url) as one:
         await one.registry.create(A, RECORD)
@@ -285,6 +302,21 @@ async def test_a_reset_connection_opens_no_breaker(redis: RedisServer) -> None:
             between.cut()
             assert await one.works(lambda: one.registry.fetch(A)) == RECORD
             assert one.registry.health()[0]
+
+
+async def test_a_reset_connection_that_cannot_be_replaced_takes_nobody_s_place(redis: RedisServer) -> None:
+    tasks = Tasks()
+    async with FaultProxy(redis.port) as between, asyncio.timeout(PATIENCE_S):
+        server = connect(parse_url(f"redis://127.0.0.1:{between.port}/0"), tasks)
+        for _ in range(3 * IN_FLIGHT):
+            assert await server.exchange([("ECHO", "a")]) == [b"a"]
+            between.cut()
+            between.down.reset_after = 1
+            with pytest.raises(LinkError):
+                await server.exchange([("ECHO", "b")])
+            between.down.reset_after = None
+        await server.aclose()
+    await tasks.aclose()
 
 
 async def test_something_else_than_redis_is_not_believed() -> None:

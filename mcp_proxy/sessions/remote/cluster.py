@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mcp_proxy.clock import now
+from mcp_proxy.clock import now, patience
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions.remote.lane import Answer, Command, Lane, LinkError, Redirect, Refusal
 from mcp_proxy.sessions.remote.link import Server
@@ -76,7 +76,7 @@ class ClusterLink:
         else:
             node, answers = None, []
         try:  # the rare ways have a timer of their own
-            async with asyncio.timeout(began_s + self._budget_s - now()):
+            async with patience(began_s + self._budget_s - now()):
                 return self._judged(await self._follow(slot, node, commands, answers))
         except TimeoutError:
             raise StoreError("redis: no answer in time") from None
@@ -132,7 +132,7 @@ class ClusterLink:
     async def ready(self) -> None:
         """Returns when ``nodes`` can be answered; raises StoreError if it cannot."""
         try:
-            async with asyncio.timeout(self._budget_s):
+            async with patience(self._budget_s):
                 await self._known_table()
         except TimeoutError:
             raise StoreError("redis: no answer in time") from None

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-from mcp_proxy.clock import now
+from mcp_proxy.clock import now, patience
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions.remote.breaker import Breaker
 from mcp_proxy.tasks import Tasks
@@ -140,7 +140,7 @@ class Lane:
     async def _run(self, batch: list[_Operation]) -> None:
         remaining_s = batch[0].deadline_s - now()  # of the oldest
         try:
-            async with asyncio.timeout(remaining_s):
+            async with patience(remaining_s):
                 answers = await self._exchange([command for one in batch for command in one.commands])
         except LinkError as error:
             self._failed(batch, str(error))
@@ -213,7 +213,7 @@ class Lane:
     async def _ping(self) -> str:
         """Why there was no answer; empty if there was one."""
         try:
-            async with asyncio.timeout(PROBE_BUDGET_S / PROBES):
+            async with patience(PROBE_BUDGET_S / PROBES):
                 await self._exchange([("PING",)])
         except LinkError as error:
             return str(error)
