@@ -12,9 +12,9 @@ timer that comes late does not judge before what has come was read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import Callable, Hashable
+from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 now = time.monotonic
@@ -28,26 +28,36 @@ PAUSE_S: Final = 0.02
 T = TypeVar("T", bound=Hashable)
 
 
-@contextlib.asynccontextmanager
-async def patience(delay_s: float | None) -> AsyncIterator[None]:
+class patience:  # written as ``asyncio.timeout`` is
     """``asyncio.timeout(delay_s)``, except that a pause of this process at its end is made up for, once
     and by no more than ``delay_s``. Raises TimeoutError."""
-    async with asyncio.timeout(None) as timeout:
-        if delay_s is None:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + delay_s
 
-        def end() -> None:
-            late_s = loop.time() - due_s
-            timeout.reschedule(loop.time() + min(late_s, delay_s) if late_s > PAUSE_S else 0.0)
+    __slots__ = ("_delay_s", "_due_s", "_loop", "_timeout", "_timer")
 
-        timer = loop.call_at(due_s, end)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def __init__(self, delay_s: float | None) -> None:
+        self._delay_s = delay_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        if self._delay_s is not None:
+            self._loop = asyncio.get_running_loop()
+            self._due_s = self._loop.time() + self._delay_s
+            self._timer = self._loop.call_at(self._due_s, self._end)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _end(self) -> None:
+        assert self._delay_s is not None
+        at_s = self._loop.time()
+        late_s = at_s - self._due_s
+        self._timeout.reschedule(at_s + min(late_s, self._delay_s) if late_s > PAUSE_S else at_s)
 
 
 class Deadlines(Generic[T]):
