@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from mcp_proxy.correlation import given
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request, renamed
 from mcp_proxy.policy import Identify, anonymous
@@ -35,6 +36,10 @@ class Admitted(msgspec.Struct):
     """Of the session that the head names; None without one, or if the id cannot be one."""
     principal: str = ""
     """``Principal.digest`` of who asks; empty for nobody in particular."""
+    own: bytes = b""
+    """Line with the request's id, if a trusted proxy gave it one."""
+    context: tuple[bytes | None, bytes | None] | None = None
+    """``traceparent`` and ``tracestate``, once somebody has asked."""
     forward: Fields | None = None
     """What the backend gets, once it has been built."""
     renamed: tuple[bytes, Fields] | None = None
@@ -97,7 +102,10 @@ class Porter:
             key = SessionKey(route[0], head.session_id)
         principal = self._identify(request)
         digest = "" if principal is None else principal.digest
-        return Admitted(request, head, route[0], route[1], mark + query, client, key, digest, porter=self)
+        own = given(request.headers) if self._forwarder.trusts(request) else b""
+        return Admitted(
+            request, head, route[0], route[1], mark + query, client, key, digest, own, porter=self
+        )
 
     def again(self, admitted: Admitted) -> Admitted | Rejection:
         """What another porter has admitted, before a reload. Doors remember what they were told."""

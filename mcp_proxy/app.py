@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mcp_proxy.admission import Porter
+from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Ticker
 from mcp_proxy.config import Config, Limits
 from mcp_proxy.config.changes import compare
@@ -26,6 +27,7 @@ from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.pools import Pool
 from mcp_proxy.quotas import Bounds, Quotas
 from mcp_proxy.recorder import BATCH, Recorder
+from mcp_proxy.replies import TABLE
 from mcp_proxy.sessions import SessionStore
 from mcp_proxy.sessions.memory import MemoryStore
 from mcp_proxy.tasks import Tasks
@@ -33,12 +35,14 @@ from mcp_proxy.telemetry import Sink
 from mcp_proxy.telemetry.access_log import AccessLog
 from mcp_proxy.telemetry.metrics import Metrics
 from mcp_proxy.telemetry.recent import Ring
-from mcp_proxy.telemetry.snapshot import GaugeSnapshot
+from mcp_proxy.telemetry.snapshot import BackendNow, GaugeSnapshot
+from mcp_proxy.telemetry.traces import Tracer
 from mcp_proxy.upstream.berths import Berths
 from mcp_proxy.watch import SessionWatch
 
 if TYPE_CHECKING:
     from mcp_proxy.sessions.signed import Seal
+    from mcp_proxy.telemetry.spans import SpanSink
 
 logger = logging.getLogger("mcp_proxy")
 
@@ -70,14 +74,16 @@ class Service:
         self.is_draining = False
         self._tasks = Tasks()
         self._ticker = Ticker()
-        self.metrics = Metrics(self._gauges)
+        self.metrics = Metrics(self._gauges, reasons=TABLE)
         self.access_log = _access_log(config)
+        self._spans = _spans(config)
         self.recent = Ring()
         self._ticker.add(self.recent.sweep)
-        sinks: list[Sink] = [self.metrics]
-        if self.access_log is not None:
-            sinks.append(self.access_log)
-        self.recorder = Recorder(sinks, batch=BATCH, key=digest_key, ring=self.recent)
+        sinks: dict[str, Sink | None] = {"access_log": self.access_log, "traces": self._spans}
+        self.recorder = Recorder(
+            sinks, batch=BATCH, key=digest_key, ring=self.recent, on_failure=self.metrics.sink_failed
+        )
+        self._measure(config)
         self._ticker.add(self._flush)
         connections = connections_for(current_fd_limit())
         self._by_route: dict[str, Pool] = {}
@@ -111,6 +117,7 @@ class Service:
             body_limit=config.limits.body,
             json_hold=config.limits.json_hold,
             quotas=quotas,
+            tracer=None if config.telemetry.traces is None else Tracer(config.telemetry.traces.sample),
         )
         self._lead(config)
         self._ticker.add(self.gateway.sweep)
@@ -118,6 +125,12 @@ class Service:
         self._ticker.add(self._settings.sweep)
         self.door = AsgiDoor(self.gateway, on_startup=self.start, on_shutdown=self.aclose)
         self.door.http11 = self._settings
+
+    def _measure(self, config: Config) -> None:
+        """With ``telemetry.metrics: false`` nothing; only what is no exchange goes on being counted."""
+        is_wanted = config.telemetry.metrics
+        self.recorder.attach("metrics", self.metrics if is_wanted else None)
+        self._ticker.on_lag = self.metrics.lagged if is_wanted else None
 
     def _flush(self, at_s: float) -> None:
         """Records to their sinks, access lines to their file."""
@@ -144,6 +157,8 @@ class Service:
         self.recorder.flush()
         if self.access_log is not None:
             self.access_log.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     def drain(self) -> None:
         """Not ready any more, and connections close behind their answers. Idempotent."""
@@ -171,12 +186,11 @@ class Service:
             inflight=len(self.gateway.live),
             open_streams={name: pool.streams for name, pool in self.pools.items()},
             sessions=self._sessions_by_pool(),
-            backends=[
-                (name, backend.id, backend.is_up)
-                for name, pool in self.pools.items()
-                for backend in pool.backends
-            ],
+            backends=[_present(name, each) for name, pool in self.pools.items() for each in pool.backends],
+            is_draining=self.is_draining,
+            stores={self.sessions.name: self.sessions.health()[0]},
             log_lines_dropped=0 if self.access_log is None else self.access_log.dropped,
+            trace_spans={} if self._spans is None else self._spans.counts(),
         )
 
     # --- configuration -----------------------------------------------------------------
@@ -193,6 +207,7 @@ class Service:
         self.gateway.reconfigure(porter, forwarder, config.limits.body, config.limits.json_hold)
         self.gateway.quotas.limit(**self._quotas(config.limits))
         self._settings.follow(_door_limits(config))
+        self._measure(config)
         self.config = config
 
     def _quotas(self, limits: Limits) -> dict[str, Any]:
@@ -240,6 +255,7 @@ class Service:
             from mcp_proxy.sessions.redis import RedisRegistry
 
             registry = RedisRegistry(sessions.url, ttl_s=ttl_s, tasks=self._tasks)
+            registry.on_asked = self.metrics.store_asked
         if sessions.store == "signed":
             from mcp_proxy.sessions.signed import Seal
 
@@ -255,6 +271,18 @@ class Service:
         )
 
 
+def _present(pool: str, backend: Backend) -> BackendNow:
+    return BackendNow(
+        pool,
+        backend.id,
+        backend.is_up,
+        backend.sessions,
+        backend.inflight,
+        backend.streams,
+        backend.drain is not None,
+    )
+
+
 def _door_limits(config: Config) -> DoorLimits:
     limits = config.limits
     return DoorLimits(
@@ -265,6 +293,14 @@ def _door_limits(config: Config) -> DoorLimits:
         trusted_proxies=config.trusted_proxies,
         drain_s=limits.drain,
     )
+
+
+def _spans(config: Config) -> SpanSink | None:
+    if config.telemetry.traces is None:
+        return None
+    from mcp_proxy.telemetry.spans import build  # takes 80 ms, and needs the extra
+
+    return build(config.telemetry.traces)
 
 
 def _access_log(config: Config) -> AccessLog | None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def create_app(config: Config) -> AsgiDoor:
     """An ASGI application. Raises StartupError for certificates or log files that cannot be used.
 
-    ``listen``, ``admin``, ``tls`` and ``workers`` are the server's business here; ``listen`` and
-    ``external_url`` still say which Hosts are served. With sessions in memory the server must
+    ``listen``, ``admin``, ``tls``, ``workers`` and ``telemetry.log`` are the server's business here;
+    ``listen`` and ``external_url`` still say which Hosts are served. With sessions in memory the server must
     run one worker process.
     """
     from mcp_proxy.app import Service

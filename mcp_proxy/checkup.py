@@ -199,6 +199,8 @@ class Checkup:
             return
         is_well = await self._examine(backend, self._active)
         if is_well is not None and self._is_there(backend):
+            if not is_well:
+                logger.debug("pool %s: backend %s: a check failed", self._pool.name, backend.id)
             self._pool.checked(backend, self._health[backend].add(is_well))
 
     async def _examine(self, backend: Backend, active: ActiveRule) -> bool | None:

@@ -122,11 +122,14 @@ class Deadlines(Generic[T]):
 
 class Ticker:
     """Calls its jobs every ``TICK_S`` on the running loop, except when it comes late by more than that
-    for once. ``start`` and ``stop`` are idempotent."""
+    for once. ``start`` and ``stop`` are idempotent.
 
-    __slots__ = ("_due_s", "_handle", "_jobs", "_loop", "_was_late")
+    ``on_lag`` hears of every tick how many seconds late it came; None: nobody wants to know."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_due_s", "_handle", "_jobs", "_loop", "_was_late", "on_lag")
+
+    def __init__(self, on_lag: Callable[[float], None] | None = None) -> None:
+        self.on_lag = on_lag
         self._jobs: list[Callable[[float], None]] = []
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -155,6 +158,9 @@ class Ticker:
     def _tick(self) -> None:
         at_s = now()
         self._was_late = not self._was_late and at_s - self._due_s > TICK_S
+        if self.on_lag is not None:
+            # Event loops round: a timer may fire a little early.
+            self.on_lag(max(0.0, at_s - self._due_s))
         self._next(at_s)
         if not self._was_late:
             for job in self._jobs:

@@ -65,5 +65,9 @@ class StoreError(Exception):
     """The session registry could not be asked. Never the same as "unknown session"."""
 
 
+class NotAsked(StoreError):
+    """There was no use in asking: the registry is known to be away, or too many wait for it."""
+
+
 class StartupError(Exception):
     """The proxy cannot start (port taken, unreadable certificate). Exit code 3."""

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines, now
+from mcp_proxy.correlation import id_of
 from mcp_proxy.envelope import Envelope, Kind
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.eventstream import BEGINNING, TRAIL_BYTES, is_between_events, rest_of_event, trail
@@ -29,6 +30,7 @@ from mcp_proxy.replies import render
 from mcp_proxy.routing import Plan
 from mcp_proxy.sessions import SessionKey, SessionRecord
 from mcp_proxy.tap import Owned, Tap
+from mcp_proxy.telemetry.traces import Trace
 from mcp_proxy.upstream import Call, Outgoing, Transport
 from mcp_proxy.wire import Fields, Headers, Rejection, Reply
 
@@ -116,11 +118,55 @@ class Exchange:
     """Implements Conversation for its door and Receiver for its transport."""
 
     __slots__ = (
-        "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_last", "_length",
-        "_occupies", "_parting", "_paused", "_reply", "_whole", "admission", "attempts", "backend", "body",
-        "bytes_in", "bytes_out", "doubts", "envelope", "fault", "finished_s", "head_s", "headers",
-        "is_counted", "is_stream", "key", "opens_session", "pending", "phase", "pin_retries", "plan", "pool",
-        "reason", "record", "sent_s", "started_s", "state", "status", "streams_from", "tap", "tried",
+        "_call",
+        "_director",
+        "_ended",
+        "_ends_early",
+        "_held",
+        "_held_bytes",
+        "_last",
+        "_length",
+        "_occupies",
+        "_parting",
+        "_paused",
+        "_reply",
+        "_whole",
+        "admission",
+        "attempts",
+        "backend",
+        "begun_s",
+        "body",
+        "byte_s",
+        "bytes_in",
+        "bytes_out",
+        "complete_s",
+        "doubts",
+        "envelope",
+        "fault",
+        "finished_s",
+        "head_s",
+        "headers",
+        "is_counted",
+        "is_stream",
+        "key",
+        "opens_session",
+        "own",
+        "pending",
+        "phase",
+        "pin_retries",
+        "plan",
+        "pool",
+        "reason",
+        "record",
+        "sent_s",
+        "started_s",
+        "state",
+        "status",
+        "streams_from",
+        "tap",
+        "trace",
+        "tried",
+        "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +185,10 @@ class Exchange:
         self.key: SessionKey | None = None
         self.record: SessionRecord | None = None
         """Of the session that the request belongs to, once it has been found."""
+        self.own = b""
+        """Header lines of this request and its answer alone: its id."""
+        self.trace: Trace | None = None
+        """Set when the exchange is sampled."""
         self.doubts = DOUBTS_LIMIT
         """Times that the owner of the session may still be asked for again."""
         self.is_counted = False
@@ -181,10 +231,19 @@ class Exchange:
         self.fault = Fault.NONE
         self.phase = Phase.NONE
         """Who ended it, and where; valid once it is DONE."""
-        # times, by clock.now()
+        # times, by clock.now(); 0 for what has not happened
         self.started_s = now()
         self.sent_s = 0.0
+        """Of the attempt in progress."""
         self.head_s = 0.0
+        self.complete_s = 0.0
+        """The backend had nothing more to say."""
+        self.waited_s = 0.0
+        """For backends, in attempts that are over."""
+        self.begun_s = 0.0
+        """The head of an answer in several pieces left."""
+        self.byte_s = 0.0
+        """The last piece of a stream left."""
         self.finished_s = 0.0
 
     def __repr__(self) -> str:
@@ -206,7 +265,7 @@ class Exchange:
         self.tried = (*self.tried, backend.id)
         self.attempts += 1
         self.sent_s = now()
-        self.head_s = 0.0
+        self.head_s = self.complete_s = 0.0
         backend.inflight += 1
         self._occupies = True
         self._call = call = transport.send(outgoing, self, fresh=fresh)
@@ -220,6 +279,7 @@ class Exchange:
     def retreat(self) -> None:
         """The attempt came to nothing; another may follow."""
         self._drop_call()
+        self._attempt_over(now())
         self._whole = None
         self._ended = False
         if self._ends_early is Fault.BACKEND:
@@ -236,6 +296,8 @@ class Exchange:
             if self.tap is None:
                 self._close()
                 self.bytes_out = len(whole)
+                if self.trace is not None:
+                    self.trace.peek(whole)
                 self._reply.answer(status, headers, whole)
                 self._finish(Fault.NONE, Phase.NONE)
                 return
@@ -291,7 +353,7 @@ class Exchange:
     def crash(self) -> None:
         """Called while an exception is handled: a bug of ours, or of a registry, ends this
         one exchange, visibly, in whatever state it is, and nothing else."""
-        logger.exception("internal error in %r", self)
+        logger.exception("internal error in %r", self, extra={"request_id": id_of(self.own)})
         if self.state is State.RELAYING:
             self._drop_call()
             self._close()
@@ -369,6 +431,11 @@ class Exchange:
 
     def on_head(self, status: int, headers: Fields, length: int | None) -> None:
         self.head_s = now()
+        self._headed(status, headers, length)
+
+    def _headed(self, status: int, headers: Fields, length: int | None) -> None:
+        if self.trace is not None:
+            self.trace.answered(self.head_s, status)
         try:
             if self.state is not State.WAITING:
                 raise IllegalMove(f"{self.state.value} -> head")
@@ -380,7 +447,8 @@ class Exchange:
         self._call = None
         if self.state is State.WAITING:
             self._whole = body
-        self.on_head(status, headers, len(body))
+        self.head_s = self.complete_s = now()
+        self._headed(status, headers, len(body))
 
     def on_body(self, chunk: bytes) -> None:
         if self.state is State.RELAYING:
@@ -394,6 +462,10 @@ class Exchange:
                     self._relay_rest(last, chunk)
                     return
             self.bytes_out += size
+            if self.is_stream:
+                self.byte_s = now()
+                if self.trace is not None:
+                    self.trace.peek(chunk)
             self._reply.write(chunk)
             return
         if self.state is not State.HOLDING and self.state is not State.STORING:
@@ -417,6 +489,8 @@ class Exchange:
 
     def on_end(self) -> None:
         self._call = None
+        if self.complete_s == 0.0:
+            self.complete_s = now()
         if self.state is State.HOLDING:
             if self.tap is None:
                 self.answer_held()
@@ -435,6 +509,8 @@ class Exchange:
 
     def on_error(self, error: UpstreamError) -> None:
         self._call = None
+        if self.trace is not None:
+            self.trace.ended(now(), error.kind)
         if self.state is State.RELAYING:
             self._break_off(Fault.TIMEOUT if error.kind == "timeout" else Fault.BACKEND)
         else:
@@ -448,6 +524,8 @@ class Exchange:
         self._close()
         body = b"".join(self._held)
         self.bytes_out = len(body)
+        if self.trace is not None:
+            self.trace.peek(body)
         self._reply.answer(self.status, self.headers, body)
         self._finish(Fault.NONE, Phase.NONE)
 
@@ -461,6 +539,7 @@ class Exchange:
 
     def _start(self) -> None:
         self._move(State.RELAYING)
+        self.begun_s = now()
         if self.is_stream:
             self._director.on_stream(self)
             if self.plan is not None and self.plan.listens and self._length is None:
@@ -477,6 +556,15 @@ class Exchange:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+
+    def _attempt_over(self, at_s: float) -> None:
+        """Count the time for which its backend kept us waiting. Idempotent."""
+        if self.sent_s:
+            complete_s = self.complete_s or at_s
+            self.waited_s += complete_s - self.sent_s
+            self.sent_s = 0.0
+            if self.trace is not None:
+                self.trace.ended(complete_s)
 
     def _leave_backend(self) -> None:
         if self._occupies and self.backend is not None:
@@ -511,6 +599,9 @@ class Exchange:
     def _finish(self, fault: Fault, phase: Phase) -> None:
         """The last call has been made."""
         self.finished_s = now()
+        self._attempt_over(self.finished_s)
+        if self.trace is not None:
+            self.trace.finished_s = self.finished_s
         self.fault, self.phase = fault, phase
         # The recorder may keep it for a while.
         self.body = b""

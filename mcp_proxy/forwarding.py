@@ -41,6 +41,10 @@ class Forwarder:
         """The request has been through this very instance."""
         return self.pseudonym in head.via
 
+    def trusts(self, request: Request) -> bool:
+        """What its peer says of itself and of others is believed."""
+        return self._is_trusted(plain_address(request.peer))
+
     def client(self, request: Request, head: RequestHead) -> str:
         """Address of the client, as far as trusted proxies vouch for it."""
         client = plain_address(request.peer)

@@ -17,6 +17,7 @@ import msgspec
 from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
 from mcp_proxy.clock import Deadlines
+from mcp_proxy.correlation import RequestIds
 from mcp_proxy.envelope import EnvelopeError, parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import EVENT_REST_S, Exchange, State
@@ -25,7 +26,7 @@ from mcp_proxy.keeper import SessionKeeper
 from mcp_proxy.owners import Owners, affinity, readable
 from mcp_proxy.pools import Pool, PoolPolicy
 from mcp_proxy.quotas import Quotas
-from mcp_proxy.recorder import CLOSE_REASONS, Recorder
+from mcp_proxy.recorder import Recorder
 from mcp_proxy.relay import Relay
 from mcp_proxy.replies import render
 from mcp_proxy.revival import Reviver
@@ -34,6 +35,9 @@ from mcp_proxy.sticky import SessionRouting
 from mcp_proxy.tap import Owned
 from mcp_proxy.tasks import Tasks
 from mcp_proxy.telemetry import Meters
+from mcp_proxy.telemetry.families import CLOSE_REASONS
+from mcp_proxy.telemetry.traces import Tracer
+from mcp_proxy.tracing import begin, sent, without_context
 from mcp_proxy.upstream import Outgoing, Transport
 from mcp_proxy.watch import SessionWatch
 from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
@@ -70,6 +74,7 @@ class Gateway:
         body_limit: int,
         json_hold: int,
         quotas: Quotas,
+        tracer: Tracer | None = None,
     ) -> None:
         self.body_limit = body_limit
         self.json_hold = json_hold
@@ -93,6 +98,8 @@ class Gateway:
         self._tasks = tasks
         self._recorder = recorder
         self._meters = meters
+        self._tracer = tracer
+        self._ids = RequestIds()
 
     def reconfigure(self, porter: Porter, forwarder: Forwarder, body_limit: int, json_hold: int) -> None:
         """For requests that are admitted from now on."""
@@ -113,6 +120,7 @@ class Gateway:
             judged = self._porter.again(admission)
             admission, refusal = (admission, judged) if isinstance(judged, Rejection) else (judged, None)
         exchange = Exchange(self, admission, self.pools.get(admission.pool) or _NO_POOL, body, reply)
+        exchange.own = reply.own = admission.own or self._ids.line()
         self.live.add(exchange)
         try:
             plan = refusal or self._plan(exchange, body)
@@ -130,8 +138,9 @@ class Gateway:
     def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
         status, headers, body = render(rejection)
         headers += self._porter.cors(request)
+        reply.own = own = self._ids.line()
         reply.answer(status, headers, body)
-        self._recorder.refused(request, self._porter.route(request), rejection, status, len(body))
+        self._recorder.refused(request, self._porter.route(request), rejection, status, len(body), own)
 
     # --- envelope and route ----------------------------------------------------------
 
@@ -146,7 +155,11 @@ class Gateway:
                 reason = "parse_error" if error.code == -32700 else "invalid_request"
                 return Rejection(reason, error.detail, error.id)
             exchange.envelope = envelope
+            if self._tracer is not None:
+                exchange.trace = begin(self._tracer, admission, envelope)
             return plan_post(admission.head, envelope)
+        if self._tracer is not None:
+            exchange.trace = begin(self._tracer, admission)
         if method == b"GET":
             return plan_get(admission.head)
         return plan_delete(admission.head) if method == b"DELETE" else None
@@ -207,7 +220,11 @@ class Gateway:
             headers = readable(headers)
         target = backend.path + admission.query if admission.query else backend.path
         session = b"" if exchange.key is None else exchange.key.session_id
-        outgoing = Outgoing(admission.request.method, target, headers, exchange.body, session, plan.listens)
+        own = exchange.own
+        if exchange.trace is not None:
+            headers, own = without_context(headers), own + sent(exchange.trace, backend)
+        method = admission.request.method
+        outgoing = Outgoing(method, target, headers, exchange.body, session, own, plan.listens)
         if plan.aim is Aim.NEW_SESSION:
             exchange.opens_session = True
             backend.opening += 1

@@ -60,6 +60,7 @@ _NAMED: Final[dict[bytes, int]] = {
             b"forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip",
             b"remote-user", b"x-remote-user", b"x-original-url", b"x-rewrite-url",  # claims: only ours
             b"cookie",  # belongs to the site in front, never to a backend
+            b"x-request-id",  # each exchange has its own
         ),
         _DROP,
     ),
@@ -83,8 +84,9 @@ _RESPONSE_DROP: Final = HOP_BY_HOP | {
     b"server",
     b"set-cookie",
     b"alt-svc",
+    b"x-request-id",
 }
-"""Beside hop-by-hop: framing, and what speaks for the backend's own origin."""
+"""Beside hop-by-hop: framing, what speaks for the backend's own origin, and what the proxy says itself."""
 
 _RESPONSE_SINGLE: Final = frozenset((b"content-type", b"mcp-session-id", b"location"))
 

@@ -163,7 +163,7 @@ class Pool:
         self._transports[backend.id] = self._dial(backend)
         self._departures.come(backend.id)
         if at_s is not None:
-            logger.info("pool %s: backend %s has come", self.name, backend.id)
+            self._say(backend, "has come")
 
     def reconnect(self, dial: Dial) -> list[Transport]:
         """Use other transports from now on. The caller closes the old ones, when they are idle."""
@@ -191,6 +191,7 @@ class Pool:
         same ``affinity`` get the same one while it can serve."""
         backend = self._roster.next(tried, affinity, opens_session=opens_session, is_modern=is_modern)
         if backend is not None and backend.ejection is Ejection.DUE:
+            self._say(backend, "may show that it works", logging.DEBUG)
             self._ejector.probed(backend, self._now())
             self._settle(backend)
         return backend
@@ -253,31 +254,30 @@ class Pool:
         if is_healthy:
             self._come_back(backend, self._now(), "is healthy again")
         else:
-            logger.warning("pool %s: backend %s is unhealthy: its checks fail", self.name, backend.id)
+            self._say(backend, "is unhealthy: its checks fail", logging.WARNING)
         self._settle(backend)
 
     def learn_era(self, backend: Backend, is_modern: bool) -> None:
         """A probe found out whether it speaks 2026-07-28."""
         if backend.is_modern is not is_modern:
             backend.is_modern = is_modern
+            self._say(backend, f"{'speaks' if is_modern else 'does not speak'} 2026-07-28", logging.DEBUG)
             self._settle(backend)
 
     def _fail(self, backend: Backend, why: str, at_s: float) -> None:
         if self._ejector.failed(backend, at_s, len(self._backends)):
             seconds = backend.released_s - at_s
-            logger.warning(
-                "pool %s: backend %s is ejected for %.0f s: %s", self.name, backend.id, seconds, why
-            )
+            self._say(backend, f"is ejected for {seconds:.0f} s: {why}", logging.WARNING)
             self.on_ejected(self)
 
     def _come_back(self, backend: Backend, at_s: float, how: str = "works again") -> None:
         backend.warm_from_s = at_s
-        logger.info("pool %s: backend %s %s", self.name, backend.id, how)
+        self._say(backend, how)
 
     def _refuse(self, backend: Backend, why: str, at_s: float) -> None:
         if backend.unreachable_since_s is None:  # one that leaves is expected to go
             level = logging.WARNING if backend.drain is None else logging.INFO
-            logger.log(level, "pool %s: backend %s is down: %s", self.name, backend.id, why)
+            self._say(backend, f"is down: {why}", level)
         self._absence.refused(backend, at_s)
 
     def _settle(self, backend: Backend) -> None:
@@ -320,8 +320,7 @@ class Pool:
         deadline_s = at_s + (self.policy.drain_s if seconds is None else seconds)
         self._departures.drain(backend, Drain(at_s, deadline_s, by, backend.sessions))
         self._absence.watch(backend, at_s)
-        left_s = deadline_s - at_s
-        logger.info("pool %s: backend %s is draining for %.0f s (%s)", self.name, backend.id, left_s, by)
+        self._say(backend, f"is draining for {deadline_s - at_s:.0f} s ({by})")
         self._settle(backend)
 
     def undrain(self, backend: Backend) -> bool:
@@ -335,7 +334,7 @@ class Pool:
     def _stay(self, backend: Backend) -> None:
         self._departures.stay(backend)
         backend.warm_from_s = self._now()
-        logger.info("pool %s: backend %s stays", self.name, backend.id)
+        self._say(backend, "stays")
         self._settle(backend)
 
     # --- time ------------------------------------------------------------------------
@@ -349,7 +348,7 @@ class Pool:
         self._roster.sweep(at_s)
         for backend in self._departures.overdue(self.is_lost):
             rest = f"; sessions left: {backend.sessions}" if backend.sessions else ""
-            logger.info("pool %s: backend %s is drained%s", self.name, backend.id, rest)
+            self._say(backend, f"is drained{rest}")
             self.on_overdue(backend)
         for backend in self._departures.parted(at_s):
             self._forget(backend)
@@ -378,7 +377,12 @@ class Pool:
         self._ejector.drop(backend)
         self._roster.drop(backend)
         self._tasks.spawn(self._transports.pop(backend.id).aclose())
-        logger.info("pool %s: backend %s has left", self.name, backend.id)
+        self._say(backend, "has left")
+
+    def _say(self, backend: Backend, what: str, level: int = logging.INFO) -> None:
+        """In the log. Never for every request."""
+        fields = {"pool": self.name, "backend": backend.id}
+        logger.log(level, "pool %s: backend %s %s", self.name, backend.id, what, extra=fields)
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""

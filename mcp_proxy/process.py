@@ -11,7 +11,6 @@ import gc
 import logging
 import signal
 import ssl
-import sys
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -26,6 +25,7 @@ from mcp_proxy.errors import StartupError
 from mcp_proxy.policy import Identify, anonymous
 from mcp_proxy.reload import Reloader
 from mcp_proxy.tasks import Tasks
+from mcp_proxy.telemetry import app_log
 from mcp_proxy.view import ServiceView
 
 if TYPE_CHECKING:
@@ -57,13 +57,9 @@ def _tls_options(config: Config) -> dict[str, object]:
     return options
 
 
-def prepare_process(log_level: str, *, is_worker: bool = False) -> None:
+def prepare_process(config: Config, log_level: str, *, is_worker: bool = False) -> None:
     """Logging and limits, before anything is opened. Lines of a worker say which one it is."""
-    who = "%(name)s[%(process)d]" if is_worker else "%(name)s"
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format=f"%(asctime)s %(levelname)s {who}: %(message)s"
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    app_log.begin(log_level, config.telemetry.log, is_worker=is_worker)
     raise_fd_limit()
     # What it asks for is done anyway by whoever starts: read the files. The default is to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -110,6 +106,7 @@ def reload(server: servers.Server, service: Service, config: Config) -> None:
         except OSError as error:
             raise StartupError(f"cannot use the certificates of the listener: {error}") from error
     service.reload(config)
+    logger.debug("configuration: in force in this process")
     if tls is not None and context is not None:
         try:
             context.load_cert_chain(tls.certificate, tls.key)
@@ -148,7 +145,7 @@ def run(
     ``on_started`` gets the addresses in force (port 0 has become a number). ``identify``: as for
     ``Service``. Raises StartupError if a port is taken or a file cannot be used.
     """
-    prepare_process(loaded.log_level)
+    prepare_process(loaded.config, loaded.log_level)
     service = Service(loaded.config, identify)
     data = servers.bind(loaded.config.listen.host, loaded.config.listen.port)
     server = data_server(service, data)

@@ -6,13 +6,15 @@ Rules of this file: no session id leaves it, only a keyed hash that is useless e
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
 from mcp_proxy.clock import now
+from mcp_proxy.correlation import id_of
 from mcp_proxy.envelope import TASK_METHODS
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.exchange import Exchange
@@ -21,17 +23,9 @@ from mcp_proxy.telemetry import RequestRecord, Sink
 from mcp_proxy.telemetry.recent import Ring
 from mcp_proxy.wire import Rejection, Request
 
+logger = logging.getLogger("mcp_proxy")
+
 _METHODS = {method.encode(): method for method in ("GET", "POST", "DELETE", "OPTIONS", "")}
-
-CLOSE_REASONS = {
-    Fault.NONE: "end",
-    Fault.CLIENT: "client",
-    Fault.BACKEND: "backend",
-    Fault.PROXY: "proxy",
-    Fault.TIMEOUT: "timeout",
-    Fault.DRAIN: "drain",
-}
-
 
 _REFUSAL_FAULTS = {
     "overloaded": Fault.PROXY,
@@ -51,11 +45,20 @@ class Recorder:
     """Turns ended exchanges into records, ``batch`` at a time; ``flush`` does it now."""
 
     def __init__(
-        self, sinks: Sequence[Sink], *, batch: int = 1, key: bytes = b"", ring: Ring | None = None
+        self,
+        sinks: Mapping[str, Sink | None],
+        *,
+        batch: int = 1,
+        key: bytes = b"",
+        ring: Ring | None = None,
+        on_failure: Callable[[str], None] = lambda name: None,
     ) -> None:
         """``ring``: one more sink, while somebody watches it. ``key``: of the hashes that stand for ids, for
-        processes whose records belong together."""
-        self._sinks = tuple(sinks)
+        processes whose records belong together. ``on_failure`` gets the name of a sink that has raised."""
+        self._sinks = _given(sinks)
+        self._on_failure = on_failure
+        self._reported: set[str] = set()
+        """Sinks whose failure has been logged."""
         self._ring = ring
         self._batch = batch
         self._ended: list[Exchange] = []
@@ -66,6 +69,11 @@ class Recorder:
             return hashlib.blake2b(session_id, digest_size=4, key=key).hexdigest()
 
         self._digest = digest
+
+    def attach(self, name: str, sink: Sink | None) -> None:
+        """Give records to this sink from now on; None: not any more."""
+        self.flush()
+        self._sinks = _given({**dict(self._sinks), name: sink})
 
     def finished(self, exchange: Exchange) -> None:
         """Record an exchange that has just ended."""
@@ -82,9 +90,7 @@ class Recorder:
         wall_s = time.time() - now()
         sinks = self._listening()
         for exchange in ended:
-            record = self._describe(exchange, wall_s)
-            for sink in sinks:
-                sink.record(record)
+            self._give(sinks, self._describe(exchange, wall_s))
 
     def _describe(self, exchange: Exchange, wall_s: float) -> RequestRecord:
         """``wall_s``: Unix time at which the clock of the data path was zero."""
@@ -115,19 +121,25 @@ class Recorder:
             "" if key is None else self._digest(key.session_id),
             admission.client,
             exchange.finished_s - exchange.started_s,
-            exchange.head_s - exchange.sent_s if exchange.head_s else 0.0,
+            exchange.waited_s,
             exchange.bytes_in,
             exchange.bytes_out,
             exchange.is_stream,
             exchange.attempts,
             exchange.fault,
             exchange.phase,
+            id_of(exchange.own),
+            admission.principal,
+            (exchange.begun_s or exchange.finished_s) - exchange.started_s if exchange.status else 0.0,
+            _idle_s(exchange) if exchange.is_stream else 0.0,
+            exchange.trace,
         )
 
     def refused(
-        self, request: Request, route: str, rejection: Rejection, status: int, bytes_out: int
+        self, request: Request, route: str, rejection: Rejection, status: int, bytes_out: int, own: bytes
     ) -> None:
-        """Record an answer that no exchange was made for. ``peer`` is the TCP peer then."""
+        """Record an answer that no exchange was made for. ``peer`` is the TCP peer then, ``own`` the line of
+        its id."""
         self.flush()  # in the order of what happened
         record = RequestRecord(
             time_s=time.time(),
@@ -151,10 +163,34 @@ class Recorder:
             attempts=0,
             ended_by=_REFUSAL_FAULTS.get(rejection.reason, Fault.CLIENT),
             phase=Phase.ADMIT,
+            request_id=id_of(own),
         )
-        for sink in self._listening():
-            sink.record(record)
+        self._give(self._listening(), record)
 
-    def _listening(self) -> tuple[Sink, ...]:
+    def _give(self, sinks: tuple[tuple[str, Sink], ...], record: RequestRecord) -> None:
+        for name, sink in sinks:
+            try:
+                sink.record(record)
+            except Exception:
+                self._failed(name)
+
+    def _failed(self, name: str) -> None:
+        """Called while an exception is handled. What one sink loses is no reason to stop traffic, or to fill
+        the log."""
+        self._on_failure(name)
+        if name not in self._reported:
+            self._reported.add(name)
+            logger.exception("a record was lost by the sink %s; more of them are counted, not logged", name)
+
+    def _listening(self) -> tuple[tuple[str, Sink], ...]:
         ring = self._ring
-        return self._sinks if ring is None or not ring.is_watched else (*self._sinks, ring)
+        return self._sinks if ring is None or not ring.is_watched else (*self._sinks, ("events", ring))
+
+
+def _idle_s(exchange: Exchange) -> float:
+    # Of a stream that was empty, or whose client left before its head, nothing was ever sent in pieces.
+    return exchange.finished_s - (exchange.byte_s or exchange.begun_s or exchange.finished_s)
+
+
+def _given(sinks: Mapping[str, Sink | None]) -> tuple[tuple[str, Sink], ...]:
+    return tuple((name, sink) for name, sink in sinks.items() if sink is not None)

@@ -74,6 +74,10 @@ class Reloader:
             return
         self._watched.follow(loaded.files)
         changes = compare(self._loaded.config, loaded.config)
+        logger.debug("configuration: read anew; pools new: %d, gone: %d", len(changes.new), len(changes.gone))
+        for pool, parts in changes.changed.items():
+            said = ", ".join(sorted(part.value for part in parts))
+            logger.debug("configuration: pool %s: to be made anew: %s", pool, said)
         if changes.issues:
             self._refuse(list(map(loaded.locate, changes.issues)))
             return

@@ -18,6 +18,8 @@ from mcp_proxy.app import Service
 from mcp_proxy.backends import Backend
 from mcp_proxy.pools import Pool
 from mcp_proxy.sessions import Listed, Page, settled
+from mcp_proxy.telemetry import app_log
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.recent import Recent
 from mcp_proxy.telemetry.snapshot import Snapshot
 
@@ -75,7 +77,7 @@ class ServiceView:
                 "streams": service.gateway.quotas.streams_limit,
                 "connections": service.connections_limit,
             },
-            counters=service.metrics.totals(),
+            counters=service.metrics.totals() if service.config.telemetry.metrics else {},
             draining=service.is_draining,
         )
 
@@ -96,6 +98,12 @@ class ServiceView:
 
     def configuration(self) -> dict[str, Any]:
         return self._service.config.model_dump(mode="json", by_alias=True)
+
+    def log_level(self) -> Level:
+        return app_log.level()
+
+    def set_log_level(self, level: Level) -> None:
+        app_log.set_level(level)
 
     # --- backends --------------------------------------------------------------------
 

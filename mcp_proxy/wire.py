@@ -54,6 +54,12 @@ class Fields(list[Header]):
         return getattr(self, name)
 
 
+def fields_of(lines: bytes) -> Headers:
+    """Header lines of ours, each ``name: value`` with its CR LF, as pairs."""
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])
+    return [(name, value) for name, _, value in pairs]
+
+
 class Request(msgspec.Struct, frozen=True):
     """The head of one request, as a door read it from its wire."""
 
@@ -74,6 +80,9 @@ class Request(msgspec.Struct, frozen=True):
 class Reply(Protocol):
     """The answer to one request. ``headers`` are end-to-end only; the door frames.
 
+    ``own`` is set before the first call: header lines of this one answer, each with its CR LF, that go out
+    beside ``headers``.
+
     Calls are synchronous and never block.
 
     Legal order: ``answer`` | ``start`` ``write``* (``end`` | ``abort``) | ``abort``.
@@ -81,6 +90,8 @@ class Reply(Protocol):
     ``write`` accepts data beyond the watermark; the door then calls
     ``Conversation.pause`` and later ``resume``.
     """
+
+    own: bytes
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer in one piece. The door adds framing (and Date, if it does)."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from mcp_proxy.sessions import Listed, Page
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.recent import Recent
 
 
@@ -91,7 +92,7 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: dict[str, int | float | None]
     """Named limits in bytes, seconds or pieces; None is no limit."""
     counters: dict[str, int]
-    """Totals since the start."""
+    """Totals since the start; empty with ``telemetry.metrics: false``."""
     workers: list[WorkerStatus] = []
     """Those that serve, when there are several; the rest of the document is their sum."""
     draining: bool = False
@@ -125,6 +126,12 @@ class AdminView(Protocol):
     async def recent(self, cursor: str) -> Recent:
         """What has ended since the answer with this cursor; the first question has an empty one. Whoever
         stops asking costs nothing any more. As ``telemetry.recent.Ring``."""
+
+    def log_level(self) -> Level:
+        """What is said in the application log."""
+
+    def set_log_level(self, level: Level) -> Awaitable[None] | None:
+        """In every process, also in those to come, until the last one ends."""
 
     # --- backends --------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from mcp_proxy.admin.documents import Draining
 from mcp_proxy.admin.events import events_endpoint
 from mcp_proxy.admin.feed import Feed
 from mcp_proxy.admin.guard import Guard
+from mcp_proxy.admin.log_level import log_level_endpoint
 from mcp_proxy.admin.openapi import describe
 from mcp_proxy.admin.page import page_endpoint
 from mcp_proxy.admin.sessions import session_endpoints
@@ -65,6 +66,7 @@ def _routes(view: AdminView) -> list[Route]:
         "/openapi.json": own.openapi,
         "/events": events_endpoint(Feed(view)),
         "/drain": own.drain,
+        "/log-level": log_level_endpoint(view),
         **backend_endpoints(view),
         **session_endpoints(view),
     }

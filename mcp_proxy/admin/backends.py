@@ -6,21 +6,17 @@ be in several pools, and without ``pool`` all of them are meant.
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from mcp_proxy.admin import AdminView, BackendStatus
 from mcp_proxy.admin.answers import Endpoint, document, refusal
+from mcp_proxy.admin.bodies import order_of
 from mcp_proxy.admin.documents import Backends, DrainOrder
 from mcp_proxy.config.amounts import duration
 from mcp_proxy.config.values import Invalid
 from mcp_proxy.sessions import settled
-
-BODY_LIMIT: Final = 1024
-"""Bytes. A whole order has 20."""
 
 
 def backend_endpoints(view: AdminView) -> dict[str, Endpoint]:
@@ -106,12 +102,5 @@ async def _seconds(request: Request, given: str | None) -> float | Response | No
 
 async def _order(request: Request) -> DrainOrder:
     """Raises ValueError for a body that is none."""
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_LIMIT:
-                raise ValueError("too large")
-    except ClientDisconnect:
-        raise ValueError("the client has left") from None  # and nobody reads this
-    return msgspec.json.decode(body, type=DrainOrder) if body.strip() else DrainOrder()
+    body = await order_of(request)
+    return msgspec.json.decode(body, type=DrainOrder) if body else DrainOrder()

@@ -18,6 +18,7 @@ from mcp_proxy.admin.documents import (
     Draining,
     DrainOrder,
     Ended,
+    LogLevel,
     Restored,
     Session,
     Sessions,
@@ -150,6 +151,16 @@ OPERATIONS: Final = (
         "Drain the proxy itself and end its process, as SIGTERM does. Once it began, asking again changes"
         " nothing.",
         {202: Answer("It has begun.", Draining)},
+    ),
+    Operation(
+        "GET", "/log-level", "logLevel", "status", "How much the proxy says about itself.",
+        {200: Answer("The level in force.", LogLevel)},
+    ),
+    Operation(
+        "PUT", "/log-level", "setLogLevel", "status",
+        "Say more or less, in every process, until the proxy ends. The change itself is always said.",
+        {200: Answer("As it is now.", LogLevel)}, {400: ("bad_body",)},
+        body=(JSON, LogLevel),
     ),
     Operation(
         "GET", "/sessions", "sessions", "sessions", "Sessions, a page at a time.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from mcp_proxy.admin import BackendStatus, State
+from mcp_proxy.telemetry.app_log import Level
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -36,6 +37,12 @@ class DrainOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     for_: str | None = msgspec.field(name="for", default=None)
     """A duration as in the configuration, such as 5m; 0s is now; not given, the pool's setting."""
+
+
+class LogLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much the proxy says about itself."""
+
+    level: Level
 
 
 class Draining(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ import click
 import httpx2
 import msgspec
 
+from mcp_proxy.cli.text import plain
 from mcp_proxy.config.secret import read_secret
 from mcp_proxy.config.values import Invalid
 
@@ -206,8 +207,3 @@ class Admin:
 def _cause(error: Exception) -> str:
     """In words: the number of an error of the system tells nobody anything."""
     return plain(_NUMBER.sub("", str(error)))
-
-
-def plain(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,7 +7,8 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from mcp_proxy.cli.admin_client import Admin, AdminError, NotThere, plain
+from mcp_proxy.cli.admin_client import Admin, AdminError, NotThere
+from mcp_proxy.cli.text import plain
 
 _SHOWN: Final = 5
 """Backends that a message names."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mcp_proxy.cli.admin_client import plain
+from mcp_proxy.cli.text import plain, shortened
 
 if TYPE_CHECKING:
     from mcp_proxy.cli.backend_client import Backend
@@ -72,14 +72,6 @@ def _line(row: dict[str, str], columns: list[str], widths: dict[str, int]) -> st
         text, size = shortened(row[title], widths[title]), widths[title]
         cells.append(f"{text:>{size}}" if title in _NUMBERS else f"{text:<{size}}")
     return _GAP.join(cells).rstrip()
-
-
-def shortened(text: str, size: int) -> str:
-    """Without its middle: replicas of a pool often differ at the beginning or at the end of their host."""
-    if len(text) <= size:
-        return text
-    tail = (size - 1) // 2
-    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def span(seconds: float) -> str:

@@ -16,9 +16,10 @@ import click
 import msgspec
 
 from mcp_proxy.cli import backend_client
-from mcp_proxy.cli.admin_client import Admin, AdminError, NotThere, Silent, plain
+from mcp_proxy.cli.admin_client import Admin, AdminError, NotThere, Silent
 from mcp_proxy.cli.backend_client import Ambiguous, Backend
 from mcp_proxy.cli.backend_table import span
+from mcp_proxy.cli.text import plain
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar

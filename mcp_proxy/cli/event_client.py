@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-from mcp_proxy.cli.admin_client import Admin, AdminError, plain
+from mcp_proxy.cli.admin_client import Admin, AdminError
+from mcp_proxy.cli.text import plain
 
 _CONTENT_TYPE: Final = "text/event-stream"
 

@@ -37,6 +37,8 @@ COMMANDS = {
     "backends": Entry("mcp_proxy.cli.backends:backends", "Operate", "Show backends: state, load, drains."),
     "drain": Entry("mcp_proxy.cli.drain:drain", "Operate", "Let go of a backend, or of the proxy itself."),
     "tap": Entry("mcp_proxy.cli.tap:tap", "Operate", "Follow the traffic, one line per exchange."),
+    "report": Entry("mcp_proxy.cli.report:report", "Operate", "Sum up access logs: calls, errors, times."),
+    "log-level": Entry("mcp_proxy.cli.log_level:log_level", "Operate", "Say more or less in the log."),
     "check": Entry("mcp_proxy.cli.check:check", "Configure", "Show every mistake in the configuration."),
     "schema": Entry("mcp_proxy.cli.about:schema", "Configure", "Print the JSON schema of the configuration."),
     "completion": Entry(

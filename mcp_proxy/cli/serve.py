@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from mcp_proxy import __version__
 from mcp_proxy.cli.main import is_named_by_environment
 
 if TYPE_CHECKING:
     from mcp_proxy.config import Address, Loaded
+
+Voice = Callable[[str, str, str], None]
+"""Takes the level and the text of a log line, and the words that stand for it on a terminal."""
 
 EXIT_CONFIGURATION = 2
 EXIT_NOT_STARTED = 3
@@ -75,9 +80,10 @@ def serve(urls: tuple[str, ...], config: Path | None, **flags: Any) -> None:
     URLs are replicas of one server and replace the pools and routes of the file. A URL without a
     path means its /mcp."""
     loaded = _load(urls, config, flags)
+    say = _voice(loaded)
     for warning in loaded.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    sys.exit(_run(loaded))
+        say("warning", f"configuration: {warning}", f"warning: {warning}")
+    sys.exit(_run(loaded, say))
 
 
 def _load(urls: tuple[str, ...], path: Path | None, flags: dict[str, Any]) -> Loaded:
@@ -96,7 +102,17 @@ def _load(urls: tuple[str, ...], path: Path | None, flags: dict[str, Any]) -> Lo
         sys.exit(EXIT_CONFIGURATION)
 
 
-def _run(loaded: Loaded) -> int:
+def _voice(loaded: Loaded) -> Voice:
+    """What the command itself says: words for people, or a line of a log that programs read."""
+    if loaded.config.telemetry.log == "text":
+        return lambda level, line, words: click.echo(words, err=True)
+    from mcp_proxy.telemetry import app_log
+
+    app_log.begin(loaded.log_level, "json")
+    return lambda level, line, words: app_log.logger.log(app_log.number(level), line)
+
+
+def _run(loaded: Loaded, say: Voice) -> int:
     from mcp_proxy.cli.banner import banner
     from mcp_proxy.errors import StartupError
 
@@ -106,10 +122,11 @@ def _run(loaded: Loaded) -> int:
         from mcp_proxy.process import run
 
     def on_started(listen: Address, admin: Address | None) -> None:
-        click.echo(banner(loaded.config, listen, admin), err=True)
+        places = f"listening on {listen}, admin {admin or 'off'}"
+        say("info", f"mcp-proxy {__version__}: {places}", banner(loaded.config, listen, admin))
 
     try:
         return run(loaded, on_started=on_started)
     except StartupError as error:
-        click.echo(f"mcp-proxy could not start: {error}", err=True)
+        say("critical", f"could not start: {error}", f"mcp-proxy could not start: {error}")
         return EXIT_NOT_STARTED

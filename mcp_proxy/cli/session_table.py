@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mcp_proxy.cli.admin_client import plain
+from mcp_proxy.cli.text import plain
 
 if TYPE_CHECKING:
     from mcp_proxy.cli.session_client import Session

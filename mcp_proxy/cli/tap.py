@@ -61,7 +61,7 @@ def tap(pool: str | None, methods: tuple[str, ...], errors: bool, as_json: bool,
 
 
 def _line(event: Exchange) -> str:
-    from mcp_proxy.cli.admin_client import plain
+    from mcp_proxy.cli.text import plain
 
     what = " ".join(filter(None, (event.method or event.http_method, event.name)))
     cells = (

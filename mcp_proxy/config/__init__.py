@@ -14,6 +14,7 @@ from mcp_proxy.config.models import (
     SessionsConfig,
     TelemetryConfig,
     TlsConfig,
+    TracesConfig,
 )
 from mcp_proxy.config.pools import (
     ActiveConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "TelemetryConfig",
     "Timeouts",
     "TlsConfig",
+    "TracesConfig",
     "UpstreamTls",
     "load",
     "read",

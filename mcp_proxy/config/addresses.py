@@ -15,6 +15,11 @@ from mcp_proxy.config.values import Invalid, kind_of, shown
 DEFAULT_PATH = "/mcp"
 """Path of a backend URL without one, and of the route nobody wrote down."""
 
+COLLECTOR_PATH = "/v1/traces"
+"""Where a collector takes spans over HTTP."""
+
+_COLLECTOR = "http://localhost:4318"
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Addresses and networks
@@ -180,6 +185,16 @@ def egress_proxy_url(value: str) -> str:
     if parts.path not in ("", "/"):
         raise Invalid("the URL of an egress proxy has no path", "write http://proxy.example.com:3128")
     return value.rstrip("/")
+
+
+def collector_url(value: object) -> str:
+    """Where spans are sent: a URL without a path gets that of the protocol, as OTLP says for a base URL."""
+    if isinstance(value, str) and ("?" in value or "#" in value):
+        raise Invalid("the URL has a query or a fragment", "end it at the path")
+    parts = _split_url(value, _COLLECTOR, userinfo=True)
+    if "@" in parts.netloc:
+        raise Invalid("the URL holds a user or password", "write headers: {authorization: env:NAME}")
+    return _join(parts, COLLECTOR_PATH if parts.path in ("", "/") else parts.path)
 
 
 def route_path(value: object) -> str:

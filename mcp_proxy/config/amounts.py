@@ -107,6 +107,13 @@ def share(value: object) -> float:
     return int(match[1]) / 100
 
 
+def ratio(value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    raise Invalid(f"{value!r} is not a ratio", "write a number from 0.0 to 1.0, such as 0.01")
+
+
 def format_duration(seconds: float | None) -> str:
     """The shortest text that ``optional_duration`` reads back as the same number of milliseconds."""
     if seconds is None:

@@ -85,11 +85,14 @@ PARTS: Final[Mapping[str, Part]] = {
     "pools.*.proxy": Part.CONNECTIONS,
     "pools.*.http2": Part.CONNECTIONS,
     "routes": Part.ROUTES,
+    "telemetry.log": Part.RESTART,  # who reads a log has to know from its first line on what a line is
     # The log is opened before there is traffic, so that a wrong one is found at the start; lines on their
     # way belong to it. A signal makes it open its file anew.
     "telemetry.access_log": Part.RESTART,
     "telemetry.access_log_file": Part.RESTART,
     "telemetry.metrics": Part.TELEMETRY,
+    # Spans are on their way to the collector that was named when they were made.
+    "telemetry.traces": Part.RESTART,
 }
 """The part of a key and of everything below it."""
 

@@ -7,17 +7,18 @@ pool is in ``pool_checks.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mcp_proxy.config import pool_checks
 from mcp_proxy.config.addresses import Address, LiteralUrl
 from mcp_proxy.config.amounts import format_size
+from mcp_proxy.config.pool_checks import is_installed
 from mcp_proxy.config.problems import Issue, Loc, Sections
 from mcp_proxy.config.values import did_you_mean
 
 if TYPE_CHECKING:
-    from mcp_proxy.config.models import AdminConfig, Config, Limits, SessionsConfig
+    from mcp_proxy.config.models import AdminConfig, Config, Limits, SessionsConfig, TelemetryConfig
 
 
 class Inconsistent(ValueError):
@@ -40,6 +41,7 @@ def between(sections: Sections) -> list[Issue]:
     Pools and routes are Sections themselves; None stands for a backend that cannot be read.
     """
     found = [*_sessions(sections), *_admin(sections.get("admin"), sections.get("listen"))]
+    found += traces(sections.get("telemetry"))
     pools: Mapping[str, Sections] | None = sections.get("pools")
     if pools is not None:
         for name, pool in pools.items():
@@ -76,6 +78,20 @@ def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]
         )
     if listen is not None and admin.listen.collides_with(listen):
         yield Issue(("admin", "listen"), f"listen is {listen} already", "give admin another port")
+
+
+def traces(
+    telemetry: TelemetryConfig | None, is_installed: Callable[[str], bool] = is_installed
+) -> Iterator[Issue]:
+    """What sends spans is an optional package."""
+    if telemetry is None or telemetry.traces is None:
+        return
+    if not is_installed("opentelemetry.exporter.otlp.proto.http"):
+        yield Issue(
+            ("telemetry", "traces"),
+            "traces needs the package opentelemetry-exporter-otlp-proto-http, which is not installed",
+            "pip install 'mcp-reverse-proxy[otlp]'",
+        )
 
 
 def _routes(routes: Sequence[Sections] | None, pools: Mapping[str, Sections]) -> Iterator[Issue]:
@@ -143,6 +159,10 @@ def _literal_secrets(config: Config) -> Iterator[Loc]:
     for index, key in enumerate(config.sessions.keys):
         if key.is_literal:
             yield ("sessions", "keys", index)
+    traces = config.telemetry.traces
+    for header, value in () if traces is None else traces.headers.items():
+        if value.is_literal:
+            yield ("telemetry", "traces", "headers", header)
     for name, pool in config.pools.items():
         authorization = pool.credentials.authorization
         if authorization is not None and authorization.is_literal:

@@ -24,7 +24,7 @@ LATER = "not available in this version"
 _LATER_KEYS: dict[str, frozenset[str]] = {
     "Config": frozenset({"auth"}),
     "RouteConfig": frozenset({"auth", "allow", "limits"}),
-    "TelemetryConfig": frozenset({"traces", "audit"}),
+    "TelemetryConfig": frozenset({"audit"}),
 }
 
 _WORDS: dict[str, tuple[str, str]] = {

@@ -92,6 +92,11 @@ def _off_word(value: object) -> object:
     return "off" if value is False else value
 
 
+def off_is_none(value: object) -> object:
+    """For sections that can be left out by a word."""
+    return None if value is False or value in ("off", "none") else value
+
+
 def _text_schema(description: str, pattern: str | None = None) -> WithJsonSchema:
     schema = {"type": "string", "description": description}
     return WithJsonSchema(schema if pattern is None else schema | {"pattern": pattern})
@@ -148,6 +153,7 @@ OptionalListen = Annotated[
     PlainSerializer(lambda address: "off" if address is None else str(address)),
     WithJsonSchema({"description": "HOST:PORT, or off", "anyOf": [{"type": "string"}, {"const": False}]}),
 ]
+HeaderName = Annotated[str, PlainValidator(values.header_name), _text_schema("the name of a header")]
 SecretText = Annotated[
     Secret,
     PlainValidator(_secret),
@@ -169,6 +175,11 @@ BackendUrl = Annotated[
 ]
 ExternalUrl = Annotated[
     str, PlainValidator(addresses.external_url), _text_schema("http(s)://host[/prefix]", "^https?://")
+]
+CollectorUrl = Annotated[
+    str,
+    PlainValidator(addresses.collector_url),
+    _text_schema(f"http(s)://host[:port]; without a path {addresses.COLLECTOR_PATH} is used", "^https?://"),
 ]
 RoutePath = Annotated[
     str, PlainValidator(addresses.route_path), _text_schema("path that clients ask for", "^/")
@@ -200,6 +211,12 @@ Share = Annotated[
     PlainSerializer(lambda share: f"{share:.0%}"),
     _text_schema("a percentage, such as 50%", "^[0-9]{1,3}%$"),
 ]
+Ratio = Annotated[
+    float,
+    PlainValidator(amounts.ratio),
+    WithJsonSchema({"description": "from 0.0 to 1.0", "type": "number", "minimum": 0, "maximum": 1}),
+]
+ServiceName = Annotated[str, PlainValidator(values.service_name), _text_schema("a name without spaces")]
 CheckKind = Annotated[
     str, PlainValidator(addresses.check_kind), _text_schema("tcp, discover or a path", "^(tcp|discover|/.+)$")
 ]

@@ -15,25 +15,30 @@ from mcp_proxy.config.addresses import DEFAULT_PATH
 from mcp_proxy.config.base import FileModel, Model, written
 from mcp_proxy.config.fields import (
     AuthorityFile,
+    CollectorUrl,
     Count,
     Delay,
     Duration,
     ExternalUrl,
     Flag,
+    HeaderName,
     Listen,
     LogFile,
     OptionalCount,
     OptionalListen,
     OptionalSize,
     PemFile,
+    Ratio,
     RegistryUrl,
     RoutePath,
     SecretText,
+    ServiceName,
     SessionKeyText,
     SessionStore,
     Size,
     Switch,
     TrustedNetwork,
+    off_is_none,
 )
 from mcp_proxy.config.pools import PoolConfig
 from mcp_proxy.config.values import SESSION_KEY_VARIABLE
@@ -137,13 +142,33 @@ class RouteConfig(Model):
     pool: str
 
 
+class TracesConfig(Model):
+    """Spans of requests, sent to a collector over OTLP/HTTP (extra `otlp`)."""
+
+    endpoint: CollectorUrl
+    sample: Ratio = 0.01
+    """Of the traces that begin here. Whether others are recorded is what `traceparent` says."""
+    headers: dict[HeaderName, SecretText] = Field(default_factory=dict)
+    """Sent to the collector, for example `authorization`."""
+    timeout: Duration = written("10s")
+    """How long to try to send a batch; then it is lost, and counted."""
+    service_name: ServiceName = "mcp-proxy"
+
+
 class TelemetryConfig(Model):
     """What the proxy tells about its traffic."""
 
+    log: Literal["text", "json"] = "text"
+    """The application log, on standard error: for people, or one JSON object per line."""
     access_log: Switch = "json"
     access_log_file: LogFile | None = None
     """Standard output when not given."""
     metrics: Flag = True
+    traces: Annotated[
+        TracesConfig | None,
+        BeforeValidator(off_is_none, json_schema_input_type=TracesConfig | Literal["off", False] | None),
+    ] = None
+    """Off when not given."""
 
 
 def _admin_word(value: object) -> object:

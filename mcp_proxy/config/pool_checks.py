@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def is_installed(module: str) -> bool:
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it would be in
+        return False
 
 
 def of(

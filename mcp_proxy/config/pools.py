@@ -31,6 +31,7 @@ from mcp_proxy.config.fields import (
     SecretText,
     Share,
     Weight,
+    off_is_none,
 )
 from mcp_proxy.config.values import Invalid
 
@@ -141,21 +142,17 @@ class EjectConfig(Model):
     """Of the pool's backends."""
 
 
-def _off_is_none(value: object) -> object:
-    return None if value is False or value in ("off", "none") else value
-
-
 class HealthConfig(Model):
     """How a pool finds out which backends work."""
 
     active: Annotated[
         ActiveConfig | None,
-        BeforeValidator(_off_is_none, json_schema_input_type=ActiveConfig | Literal["off", False] | None),
+        BeforeValidator(off_is_none, json_schema_input_type=ActiveConfig | Literal["off", False] | None),
     ] = None
     """Off when not given: backends are judged by their traffic, and looked for when they are away."""
     eject: Annotated[
         EjectConfig | None,
-        BeforeValidator(_off_is_none, json_schema_input_type=EjectConfig | Literal["off", False] | None),
+        BeforeValidator(off_is_none, json_schema_input_type=EjectConfig | Literal["off", False] | None),
     ] = Field(default_factory=EjectConfig)
 
 

@@ -61,6 +61,22 @@ def session_key(value: str) -> str:
     return value
 
 
+def header_name(value: object) -> str:
+    """In lower case."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        said = shown(value) if isinstance(value, str) else kind_of(value)
+        raise Invalid(f"{said} is not the name of a header", "use letters, digits and -, such as x-api-key")
+    return value.lower()
+
+
+def service_name(value: object) -> str:
+    """What a service is called where its traces are shown."""
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,255}", value):
+        said = shown(value) if isinstance(value, str) else kind_of(value)
+        raise Invalid(f"{said} is not the name of a service", "write a word such as mcp-proxy")
+    return value
+
+
 def affinity_key(value: object) -> str:
     """``principal``, ``client`` or ``header:name`` (the name in lower case)."""
     if isinstance(value, str):

@@ -2,11 +2,13 @@
 
 Rules of this file: it knows YAML and nothing of the configuration. Only the safe core of YAML is
 read (text, numbers, true/false, null, lists, mappings, anchors and merge keys). Mistakes that YAML
-itself would hide, such as a key that stands twice, become problems; reading goes on behind them.
+itself would hide, such as a key that stands twice, become problems; reading goes on behind them. No
+problem repeats a value: it may be a secret.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ _TEXT = f"{_TAG}str"
 _SCALARS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float")}
 _DATE = f"{_TAG}timestamp"
 _QUOTE = "put it in quotes"
+_NAMED = re.compile(r"\b(alias|anchor|tag handle) (['\"]).*?\2", re.DOTALL)
+"""Where the library repeats a name: it may be a password without quotes that begins with ``*`` or ``!``."""
 
 
 class Document:
@@ -83,7 +87,7 @@ def parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise _fatal(name, line, f"not YAML: {error.problem}", _cure(error)) from None
+        raise _fatal(name, line, f"not YAML: {_problem(error)}", _cure(error)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _fatal(name, line, "a character that YAML forbids", "remove the control character") from None
@@ -127,8 +131,8 @@ class _Reader:
             try:
                 return self._loader.construct_object(node)
             except (ValueError, KeyError):
-                return self.refuse(node, f"{node.value!r} cannot be read as a value", _QUOTE)
-        return self.refuse(node, f"the tag {node.tag!r} means nothing here", "remove it")
+                return self.refuse(node, "this cannot be read as a value", _QUOTE)
+        return self.refuse(node, "the tag means nothing here", "remove it, or quote text that begins with !")
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         first: dict[str, int] = {}
@@ -150,6 +154,10 @@ class _Reader:
         self.problems.append(Problem(self._name, node.start_mark.line + 1, "", message, hint))
 
 
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    return _NAMED.sub(r"\1", error.problem or "it breaks off")
+
+
 def _cure(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or ""
     if "\\t" in problem:
@@ -157,7 +165,7 @@ def _cure(error: yaml.MarkedYAMLError) -> str:
     if "mapping values are not allowed" in problem:
         return "check the indentation, and put text with a colon in quotes"
     if "undefined alias" in problem:
-        return "define the anchor with &name above it"
+        return "define the anchor with &name above it, or quote text that begins with *"
     if "another document" in problem or "single document" in (error.context or ""):
         return "keep one document, without ---"
     return "check indentation, brackets and quotes; an address such as [::1]:8080 needs quotes"

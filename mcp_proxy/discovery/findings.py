@@ -42,6 +42,7 @@ class Findings:
         if self._steady.doubt not in (None, doubt_before):
             logger.warning("discovery: %s", self._state())
         if news is not None:
+            logger.debug("discovery: %s", self._state())
             if not news:
                 logger.warning("discovery: %s: no backends for %g s, so there are none", self.name, EMPTY_S)
             self.publish(news)

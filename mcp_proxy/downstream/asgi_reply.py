@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from mcp_proxy.clock import Ticker
 from mcp_proxy.tasks import Tasks
-from mcp_proxy.wire import Conversation, Headers
+from mcp_proxy.wire import Conversation, Headers, fields_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -85,10 +85,11 @@ class AsgiReply:
 
     __slots__ = (
         "_bytes", "_conversation", "_is_broken", "_is_gone", "_is_paused", "_parts", "_start", "_wake",
-        "_watcher", "_watchers", "closes", "is_over",
+        "_watcher", "_watchers", "closes", "is_over", "own",
     )  # fmt: skip
 
     def __init__(self, watchers: Watchers) -> None:
+        self.own = b""
         self.closes = True
         """The connection must not be used again."""
         self.is_over = False
@@ -117,6 +118,7 @@ class AsgiReply:
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         # Every server writes a Date of its own, and uvicorn a second one beside ours.
         fields = [pair for pair in headers if pair[0] != b"date"]
+        fields += fields_of(self.own)
         if length is not None and status not in _BODYLESS:
             fields.append((b"content-length", b"%d" % length))
         if self.closes:

@@ -51,7 +51,7 @@ class Http11Protocol(asyncio.Protocol):
         "__weakref__", "_admission", "_connections", "_conversation", "_dropped", "_has_served",
         "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_keep_alive",
         "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_says_close",
-        "_scheme", "_settings", "_state", "_surplus", "_transport", "_unsent",
+        "_scheme", "_settings", "_state", "_surplus", "_transport", "_unsent", "own",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -87,6 +87,7 @@ class Http11Protocol(asyncio.Protocol):
         self._repeated: RepeatedHead[Admission] | None = None
         # response
         self._conversation: Conversation | None = None
+        self.own = b""
         self._reply_chunked = False
         self._says_close = False
         """The head of the last answer had ``Connection: close``."""
@@ -337,7 +338,7 @@ class Http11Protocol(asyncio.Protocol):
         date = b"" if fields.has_date else self._settings.date_line
         self._says_close = self._closes()
         end = b"connection: close\r\n\r\n" if self._says_close else b"\r\n"
-        return b"".join((STATUS_LINES[status], block, date, framing, end, body))
+        return b"".join((STATUS_LINES[status], block, self.own, date, framing, end, body))
 
     def _closes(self) -> bool:
         # While the process drains everything is served, and clients and the pools of proxies in

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from mcp_proxy.errors import Fault, Phase
+from mcp_proxy.telemetry.traces import Trace
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -41,8 +42,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     duration_s: float
     """From the whole request to the last byte handed to the socket; 0 for refusals by a door."""
     upstream_s: float
-    """Of that, from the request's first byte to the backend until the response head;
-    0 when nothing was sent."""
+    """Of that, the wait for backends: in each attempt from the request's first byte until there was nothing
+    more to come, or until it was given up; 0 when nothing was sent. The rest is the proxy's own time."""
     bytes_in: int
     """Request body."""
     bytes_out: int
@@ -53,10 +54,20 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """Backends tried, 0 when answered locally."""
     ended_by: Fault
     phase: Phase
+    request_id: str = ""
+    """``X-Request-Id``, as every peer of the exchange was told it."""
+    principal: str = ""
+    """``Principal.digest`` of who asked, ``""`` for nobody in particular."""
+    ttfb_s: float = 0.0
+    """From the whole request until the head of the answer was handed to the socket; 0 if none was."""
+    idle_s: float = 0.0
+    """Of a stream: for how long nothing had been sent when it ended."""
+    trace: Trace | None = None
+    """Set when the exchange was sampled."""
 
 
 class Sink(Protocol):
-    """Receives every record once. Must not raise and must not block."""
+    """Receives every record once. Must not block. One that raises loses the record, and is counted."""
 
     def record(self, record: RequestRecord) -> None: ...
 

@@ -82,14 +82,21 @@ class AccessLine(msgspec.Struct, frozen=True, gc=False):
     duration_ms: float
     upstream_ms: float
     overhead_ms: float | None
-    """``duration - upstream``; null when there was no response head, or when the answer was a
-    stream, whose time after the head is the backend's."""
+    """``duration - upstream``, the proxy's own time; null when no backend was asked."""
     bytes_in: int
     bytes_out: int
     stream: bool
     attempts: int
     end: str
     """Who ended the exchange and where: values of ``Fault`` and ``Phase``, ``--`` is a clean end."""
+    request_id: str
+    """``X-Request-Id``."""
+    principal: str
+    """32 hex digits that stand for who asked, empty for nobody in particular."""
+    ttfb_ms: float | None
+    """Until the head of the answer left; null when none did."""
+    trace: str
+    """Trace id, 32 hex digits, when the exchange was sampled."""
 
 
 class AccessLog:
@@ -126,8 +133,8 @@ class AccessLog:
         self._out.flush()
 
     def _write_lines(self) -> None:
-        lines = [self._line(record) for record in self._records]
-        self._records.clear()
+        records, self._records = self._records, []  # whatever happens, these are not tried again
+        lines = [self._line(record) for record in records]
         try:
             encoded = self._encode(lines)
         except UnicodeEncodeError:
@@ -184,13 +191,17 @@ def line_of(record: RequestRecord, second_text: str) -> AccessLine:
         record.peer,
         duration_us / 1e3,
         upstream_us / 1e3,
-        (duration_us - upstream_us) / 1e3 if upstream_us and not record.is_stream else None,
+        (duration_us - upstream_us) / 1e3 if record.attempts else None,
         record.bytes_in,
         record.bytes_out,
         record.is_stream,
         record.attempts,
         # ``value`` is a property written in Python, three times the cost of the attribute.
         record.ended_by._value_ + record.phase._value_,
+        record.request_id,
+        record.principal,
+        int(record.ttfb_s * 1e6) / 1e3 if record.status else None,
+        "" if record.trace is None else record.trace.text,
     )
 
 

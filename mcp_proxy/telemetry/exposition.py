@@ -1,7 +1,7 @@
 """The text format of metrics: made by the library, from numbers that somebody else counted.
 
 Rules of this file:
-* Every family is announced from the first scrape on, with no series if need be.
+* Every family of ``families.py`` is announced from the first scrape on, with no series if need be.
 * Nothing touches the library's global registry, so two proxies may live in one process.
 """
 
@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from mcp_proxy import __version__
+from mcp_proxy.telemetry.families import COUNTERS, GAUGES, HISTOGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,71 +36,6 @@ if TYPE_CHECKING:
     """Label values and the number."""
 
 PREFIX = "mcp_proxy_"
-
-DURATION_BOUNDS_S = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
-"""From a cached ``tools/list`` to a tool that works for minutes."""
-OVERHEAD_BOUNDS_S = (
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.1,
-    0.5,
-)
-"""From what the proxy costs when idle (tens of microseconds) to a stalled event loop."""
-
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "requests_total": ("Exchanges that have ended.", ("route", "method", "status")),
-    "rejections_total": ("Answers authored by the proxy.", ("reason",)),
-    "upstream_failures_total": ("Failed attempts at a backend.", ("pool", "phase")),
-    "stream_opens_total": ("Event streams begun.", ("pool",)),
-    "stream_closes_total": ("Event streams ended, by who ended them.", ("pool", "reason")),
-    "session_lookups_total": ("Session look-ups.", ("store", "result")),
-    "reinitializations_total": (
-        "Sessions of lost backends that were made anew at another, without their state.",
-        ("pool", "result"),
-    ),
-    "ejections_total": ("Backends left out for a while because they failed.", ("pool",)),
-    "store_errors_total": ("The session registry could not be asked.", ("operation",)),
-    "access_log_dropped_total": ("Access lines lost because they could not be written.", ()),
-}
-"""Family: what it says, and its labels."""
-
-HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
-    "request_duration_seconds": (
-        "From the request head to the last byte of the answer; a stream counts until it ends.",
-        ("route", "method"),
-        DURATION_BOUNDS_S,
-    ),
-    "overhead_seconds": (
-        "Duration less the wait for the backend's response head. Streams do not count.",
-        ("route",),
-        OVERHEAD_BOUNDS_S,
-    ),
-}
-"""Family: what it says, its labels, and the bounds of its buckets."""
 
 
 class Exposition:
@@ -137,21 +73,31 @@ class Exposition:
             yield counter(PREFIX + name, text, labels, now.counters.get(name, {}).items())
         for name, (text, labels, bounds_s) in HISTOGRAMS.items():
             yield _histogram(name, text, labels, bounds_s, now.histograms.get(name, {}).items())
-        yield from _present(now.gauges)
+        present = _present(now.gauges)
+        for name, (text, labels) in GAUGES.items():
+            yield gauge(PREFIX + name, text, labels, present[name])
 
 
-def _present(now: GaugeSnapshot) -> Iterator[Metric]:
-    yield gauge(PREFIX + "inflight", "Exchanges in progress.", (), [((), now.inflight)])
-    yield gauge(PREFIX + "open_streams", "Event streams open.", ("pool",), _by_pool(now.open_streams))
-    text = "Sessions known here; one that several processes serve counts in each."
-    yield gauge(PREFIX + "sessions", text, ("pool",), _by_pool(now.sessions))
-    up = [((pool, backend), int(is_up)) for pool, backend, is_up in now.backends]
-    text = "1 while the backend is reachable, healthy and not ejected."
-    yield gauge(PREFIX + "backend_up", text, ("pool", "backend"), up)
+def _present(now: GaugeSnapshot) -> dict[str, _Samples]:
+    """By family of ``GAUGES``."""
+    backends = {(each.pool, each.backend): each for each in now.backends}
+    return {
+        "inflight": [((), now.inflight)],
+        "open_streams": _by_one(now.open_streams),
+        "sessions": _by_one(now.sessions),
+        "draining": [((), int(now.is_draining))],
+        "store_up": _by_one(now.stores),
+        "backend_up": [(key, int(each.is_up)) for key, each in backends.items()],
+        "backend_draining": [(key, int(each.is_draining)) for key, each in backends.items()],
+        "backend_sessions": [(key, each.sessions) for key, each in backends.items()],
+        "backend_inflight": [(key, each.inflight) for key, each in backends.items()],
+        "backend_streams": [(key, each.streams) for key, each in backends.items()],
+    }
 
 
-def _by_pool(values: dict[str, int]) -> _Samples:
-    return (((pool,), value) for pool, value in values.items())
+def _by_one(values: dict[str, int] | dict[str, bool]) -> _Samples:
+    """By the only label."""
+    return [((label,), int(value)) for label, value in values.items()]
 
 
 def counter(name: str, text: str, labels: tuple[str, ...], values: _Samples) -> Metric:

@@ -8,7 +8,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +28,20 @@ class Histogram(msgspec.Struct, gc=False):
     sum_s: float = 0.0
 
 
+class BackendNow(NamedTuple):
+    """One backend of one pool."""
+
+    pool: str
+    backend: str
+    """Its id."""
+    is_up: bool
+    """Reachable, healthy and not ejected."""
+    sessions: int = 0
+    inflight: int = 0
+    streams: int = 0
+    is_draining: bool = False
+
+
 class GaugeSnapshot(msgspec.Struct, frozen=True, gc=False):
     """What is true at this moment; asked for once per scrape."""
 
@@ -37,10 +51,15 @@ class GaugeSnapshot(msgspec.Struct, frozen=True, gc=False):
     """By pool."""
     sessions: dict[str, int]
     """By pool, as far as this process knows."""
-    backends: list[tuple[str, str, bool]]
-    """Pool, backend id, is up."""
+    backends: list[BackendNow]
     log_lines_dropped: int = 0
     """``AccessLog.dropped``: access lines that could not be written."""
+    trace_spans: dict[str, int] = {}
+    """What became of spans so far: ``exported``, ``dropped``, ``failed``."""
+    is_draining: bool = False
+    """The proxy itself stops."""
+    stores: dict[str, bool] = {}
+    """By name: the registry can be asked."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -75,32 +94,51 @@ NOTHING = Snapshot({}, {}, GaugeSnapshot(inflight=0, open_streams={}, sessions={
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum. A backend is up when nobody found it down: who did looks for it again and again and
-    so knows, while the others may not have tried."""
+    """The sum."""
     counters: dict[str, dict[Labels, int]] = {}
     histograms: dict[str, dict[Labels, Histogram]] = {}
-    inflight = 0
-    open_streams: dict[str, int] = {}
-    sessions: dict[str, int] = {}
-    backends: dict[tuple[str, str], bool] = {}
+    gauges = NOTHING.gauges
     for each in snapshots:
         for family, values in each.counters.items():
             _add(counters.setdefault(family, {}), values)
         for family, observed in each.histograms.items():
             _observe(histograms.setdefault(family, {}), observed)
-        now = each.gauges
-        inflight += now.inflight
-        _add(open_streams, now.open_streams)
-        _add(sessions, now.sessions)
-        for pool, backend, is_up in now.backends:
-            backends[pool, backend] = is_up and backends.get((pool, backend), True)
-    gauges = GaugeSnapshot(
-        inflight=inflight,
+        gauges = _both(gauges, each.gauges)
+    return Snapshot(counters, histograms, gauges)
+
+
+def _both(one: GaugeSnapshot, other: GaugeSnapshot) -> GaugeSnapshot:
+    """Without what ``counters`` has. Draining when one drains; a registry is up when nobody found it down."""
+    open_streams, sessions = dict(one.open_streams), dict(one.sessions)
+    _add(open_streams, other.open_streams)
+    _add(sessions, other.sessions)
+    backends = {each[:2]: each for each in one.backends}
+    for backend in other.backends:
+        known = backends.get(backend[:2])
+        backends[backend[:2]] = backend if known is None else _one_backend(known, backend)
+    names = one.stores | other.stores
+    return GaugeSnapshot(
+        inflight=one.inflight + other.inflight,
         open_streams=open_streams,
         sessions=sessions,
-        backends=[(*names, is_up) for names, is_up in backends.items()],
+        backends=list(backends.values()),
+        is_draining=one.is_draining or other.is_draining,
+        stores={name: one.stores.get(name, True) and other.stores.get(name, True) for name in names},
     )
-    return Snapshot(counters, histograms, gauges)
+
+
+def _one_backend(one: BackendNow, other: BackendNow) -> BackendNow:
+    """As two processes see it. Up when nobody found it down: who did looks for it again and again and so
+    knows, while the other may not have tried."""
+    return BackendNow(
+        one.pool,
+        one.backend,
+        one.is_up and other.is_up,
+        one.sessions + other.sessions,
+        one.inflight + other.inflight,
+        one.streams + other.streams,
+        one.is_draining or other.is_draining,
+    )
 
 
 def _add(total: dict[_K, int], values: dict[_K, int]) -> None:

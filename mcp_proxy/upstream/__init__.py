@@ -28,6 +28,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     session: bytes = b""
     """Session that the request belongs to, empty if none. Answers within one have much in common."""
+    own: bytes = b""
+    """Lines of this one request beside ``headers``, each with its CR LF."""
     stream: bool = False
     """Expected to stay open for long (GET stream, ``subscriptions/listen``)."""
 

@@ -142,6 +142,7 @@ class Connection(asyncio.Protocol):
             self._host,
             b"\r\n",
             headers.block,
+            outgoing.own,
         )
         if len(body) <= COPY_LIMIT:
             self._transport.write(b"".join((*head, *framing, body)))

@@ -22,7 +22,7 @@ from mcp_proxy.errors import Phase, UpstreamError
 from mcp_proxy.headers import HeaderError, check_fields, read_response
 from mcp_proxy.upstream import Outgoing, Receiver
 from mcp_proxy.upstream.httpx_trace import Trace
-from mcp_proxy.wire import Fields
+from mcp_proxy.wire import Fields, fields_of
 
 CLOSE_S: Final = 1.0
 """How long giving a connection back may take; only a peer that does not read needs any time."""
@@ -177,7 +177,7 @@ class HttpxCall:
 
     async def _open(self) -> httpx2.Response:
         outgoing, owner = self._outgoing, self._owner
-        headers = [(b"host", owner.authority), *outgoing.headers]
+        headers = [(b"host", owner.authority), *outgoing.headers, *fields_of(outgoing.own)]
         if outgoing.body or outgoing.method == b"POST":
             headers.append((b"content-length", b"%d" % len(outgoing.body)))
         extensions: dict[str, Any] = {

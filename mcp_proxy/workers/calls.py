@@ -12,6 +12,7 @@ import msgspec
 
 from mcp_proxy.admin import BackendStatus, Check, Status
 from mcp_proxy.sessions import Listed, Page
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.recent import Recent
 from mcp_proxy.telemetry.snapshot import Snapshot
 from mcp_proxy.workers.link import Call
@@ -46,6 +47,7 @@ ENDED: Final[Call[Snapshot]] = Call("ended", Snapshot)
 
 READY: Final[Call[list[Check]]] = Call("ready", list[Check])
 STATUS: Final[Call[Status]] = Call("status", Status)
+SET_LOG_LEVEL: Final[Call[None]] = Call("set_log_level", None, Level)
 
 SESSIONS_PAGE: Final[Call[Page]] = Call("sessions_page", Page, str, int)
 SESSION: Final[Call[Listed | None]] = Call("session", Listed | None, str)
@@ -64,6 +66,7 @@ OF_VIEW: Final[tuple[Call[Any], ...]] = (
     READY,
     STATUS,
     SNAPSHOT,
+    SET_LOG_LEVEL,
     SESSIONS_PAGE,
     SESSION,
     END_SESSION,

@@ -22,6 +22,7 @@ from mcp_proxy.app import Service
 from mcp_proxy.errors import StartupError
 from mcp_proxy.process import data_server, prepare_process, reload, spare_the_collector
 from mcp_proxy.tasks import Tasks
+from mcp_proxy.telemetry import app_log
 from mcp_proxy.view import ServiceView
 from mcp_proxy.workers import calls
 from mcp_proxy.workers.link import answer_calls
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mcp_proxy.downstream.server import Server
+    from mcp_proxy.telemetry.app_log import Form
     from mcp_proxy.telemetry.snapshot import Snapshot
     from mcp_proxy.workers.link import Call, Handler
 
@@ -37,8 +39,9 @@ LAST_WORD_S: Final = 5.0
 """How long a worker that has ended waits for its parent to hear so."""
 
 
-def main(data_fd: int, link_fd: int) -> None:
+def main(data_fd: int, link_fd: int, log: Form) -> None:
     """Runs until the end; both descriptors are the worker's now."""
+    app_log.begin("info", log, is_worker=True)  # until the parent has said more
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     uvloop.run(_run(socket.socket(fileno=data_fd), socket.socket(fileno=link_fd)))
@@ -92,7 +95,7 @@ class Worker:
         told: calls.Setup = pickle.loads(setup)
         if self.over.is_set():
             raise StartupError("the worker was stopped before it began")
-        prepare_process(told.log_level, is_worker=True)
+        prepare_process(told.config, told.log_level, is_worker=True)
         service = Service(told.config, digest_key=told.digest_key)
         server = data_server(service, self._socket)
         spare_the_collector()

@@ -86,8 +86,11 @@ class Crew:
     ``start`` once, then ``stop`` and perhaps ``hurry``, and ``over`` at the end in any case.
     """
 
-    def __init__(self, size: int, data_socket: socket.socket, setup: bytes, *, drain_s: float) -> None:
-        """``drain_s``: how long a worker may serve after it was told to drain."""
+    def __init__(
+        self, size: int, data_socket: socket.socket, setup: bytes, *, drain_s: float, log: str
+    ) -> None:
+        """``drain_s``: how long a worker may serve after it was told to drain. ``log``: the form of what it
+        says, which it has to know before it can be told anything."""
         self.workers: list[Worker | None] = [None] * size
         self.restarts = 0
         self.on_joining: Callable[[Worker], Coroutine[Any, Any, None]] = _nothing
@@ -100,6 +103,7 @@ class Crew:
         self._config = b""
         """As the last reload said, for a worker that was starting meanwhile."""
         self._drain_s = drain_s
+        self._log = log
         self._tasks = Tasks()
         self._keepers: list[asyncio.Task[None]] = []
         self._began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -248,7 +252,7 @@ class Crew:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "mcp_proxy.workers"),
-                    *(str(self._socket.fileno()), str(theirs.fileno())),
+                    *(str(self._socket.fileno()), str(theirs.fileno()), self._log),
                     pass_fds=(self._socket.fileno(), theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
@@ -264,6 +268,7 @@ class Crew:
         try:
             await self._begin(worker)
             worker.is_serving = True
+            logger.debug("worker %d serves", worker.pid)
             if len(self.serving) == len(self.workers) and not self._began.done():
                 self._began.set_result(None)
             if self.is_stopping:

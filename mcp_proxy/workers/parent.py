@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def run(loaded: Loaded, *, on_started: Callable[[Address, Address | None], None]) -> int:
     """Serve with ``workers`` processes; else like ``mcp_proxy.process.run``."""
-    prepare_process(loaded.log_level)
+    prepare_process(loaded.config, loaded.log_level)
     data = servers.bind(loaded.config.listen.host, loaded.config.listen.port)
     admin = bind_admin(loaded.config)
     addresses = address_of(data), None if admin is None else address_of(admin)
@@ -60,7 +60,8 @@ async def _run(
     loaded: Loaded, data: socket.socket, admin: socket.socket | None, on_started: Callable[[], None]
 ) -> int:
     config, key = loaded.config, secrets.token_bytes(16)
-    crew = Crew(config.workers, data, _setup(config, loaded.log_level, key), drain_s=_drain_s(config))
+    setup = _setup(config, loaded.log_level, key)
+    crew = Crew(config.workers, data, setup, drain_s=_drain_s(config), log=config.telemetry.log)
 
     async def apply(config: Config) -> None:
         told = pickle.dumps(share(config))

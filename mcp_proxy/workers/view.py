@@ -15,6 +15,8 @@ from prometheus_client import PlatformCollector
 from mcp_proxy import __version__, clock
 from mcp_proxy.admin import BackendStatus, Check, PoolStatus, Status, WorkerStatus
 from mcp_proxy.admin.standing import merged
+from mcp_proxy.telemetry import app_log
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.exposition import Exposition
 from mcp_proxy.telemetry.recent import Recent, split, together
 from mcp_proxy.workers import calls
@@ -47,7 +49,9 @@ class CrewView:
         self.drain_proxy = crew.stop
         self._drains: dict[tuple[str, str | None], float | None] = {}
         """What operators drain, for workers to come: until when, None as the configuration says."""
-        crew.on_joining = self._repeat_drains
+        self._level: Level | None = None
+        """What an operator has said; None: as the process was started."""
+        crew.on_joining = self._catch_up
         self.follow(config)
 
     def follow(self, config: Config) -> None:
@@ -92,7 +96,7 @@ class CrewView:
             listen=str(self._config.listen),
             pools=_pools([status for _, status in known]),
             limits=_limits([status for _, status in known]),
-            counters=crew.total().totals(),
+            counters=crew.total().totals() if self._config.telemetry.metrics else {},
             draining=crew.is_stopping,
             workers=[
                 WorkerStatus(worker.pid, status.uptime_s, worker.snapshot.gauges.inflight)
@@ -121,6 +125,35 @@ class CrewView:
     def configuration(self) -> dict[str, Any]:
         return self._config.model_dump(mode="json", by_alias=True)
 
+    def log_level(self) -> Level:
+        return app_log.level()
+
+    async def set_log_level(self, level: Level) -> None:
+        self._level = level  # before anybody is asked: a worker may join meanwhile
+        app_log.set_level(level)
+        await self._crew.each(lambda worker: self._tell(worker, calls.SET_LOG_LEVEL, level))
+
+    async def _catch_up(self, worker: Worker) -> None:
+        """Tell a worker that has begun what the others know; meanwhile there may be more to tell."""
+        level: Level | None = None
+        told: set[tuple[str, str | None]] = set()
+        while True:
+            if self._level != level:
+                level = self._level
+                await self._tell(worker, calls.SET_LOG_LEVEL, level)
+            elif left := self._drains.keys() - told:
+                backend_id, pool = known = left.pop()
+                told.add(known)
+                until_s = self._drains[known]
+                left_s = None if until_s is None else max(0.0, until_s - clock.now())
+                await self._tell(worker, calls.DRAIN_BACKEND, backend_id, pool, left_s)
+            else:
+                return
+
+    async def _tell(self, worker: Worker, call: Call[Any], *arguments: object) -> None:
+        with contextlib.suppress(WorkerError, TimeoutError):  # one that is busy hears it later
+            await worker.link.ask(call, *arguments, wait_s=ANSWER_S)
+
     # --- backends --------------------------------------------------------------------
 
     async def drain_backend(
@@ -139,16 +172,6 @@ class CrewView:
         ):
             self._drains.pop(known, None)
         return await self._of_all(calls.UNDRAIN_BACKEND, backend_id, pool)
-
-    async def _repeat_drains(self, worker: Worker) -> None:
-        told: set[tuple[str, str | None]] = set()
-        while left := self._drains.keys() - told:  # others may come while it is told of one
-            backend_id, pool = known = left.pop()
-            told.add(known)
-            until_s = self._drains[known]
-            left_s = None if until_s is None else max(0.0, until_s - clock.now())
-            with contextlib.suppress(WorkerError, TimeoutError):
-                await worker.link.ask(calls.DRAIN_BACKEND, backend_id, pool, left_s, wait_s=ANSWER_S)
 
     async def _of_all(self, call: Call[list[BackendStatus]], *arguments: Any) -> list[BackendStatus]:
         answers: list[list[BackendStatus]] = []

@@ -27,10 +27,17 @@ from tests.tools.recording import Conn, Seen
 FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive"}
 """Rebuilt on every hop (RFC 9112 section 6)."""
 
-REQUEST_OWN = FRAMING | {b"host", b"via", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+REQUEST_OWN = FRAMING | {
+    b"host",
+    b"via",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-request-id",
+}
 """What the proxy says about itself and its client."""
 
-RESPONSE_OWN = FRAMING | {b"date", b"server"}
+RESPONSE_OWN = FRAMING | {b"date", b"server", b"x-request-id"}
 
 INITIALIZE = (
     b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'

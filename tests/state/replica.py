@@ -132,7 +132,7 @@ class Replica:
             forwarder,
             by_header,
         )
-        self.recorder = Recorder([self.journal])
+        self.recorder = Recorder({"journal": self.journal})
         self.gateway = Gateway(
             porter=porter,
             forwarder=forwarder,

@@ -31,6 +31,8 @@ class ProxyProcess:
         self.process = process
         self.port = port
         self.admin_port = admin_port
+        self.admin_fields: tuple[str, ...] = ()
+        """Sent with every request to the admin listener, such as its token."""
         self._out = folder / "stdout"
         self._err = folder / "stderr"
 
@@ -40,7 +42,7 @@ class ProxyProcess:
         """One GET on the admin listener, on a connection of its own."""
         client = await Client.connect(self.admin_port)
         try:
-            return await client.ask(get("Connection: close", target=path), "GET")
+            return await client.ask(get("Connection: close", *self.admin_fields, target=path), "GET")
         finally:
             client.close()
 

@@ -19,6 +19,7 @@ class StrictReply:
     """A client. ``leave`` is its disconnect; no call may follow."""
 
     def __init__(self) -> None:
+        self.own = b""
         self.status = 0
         self.headers: Headers = []
         self.length: int | None = None

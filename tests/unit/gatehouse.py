@@ -134,7 +134,7 @@ class Gatehouse:
             keeper=SessionKeeper(self.store, self.tasks, self.journal, ttl_s=ttl_s),
             watch=self.watch,
             tasks=self.tasks,
-            recorder=Recorder([self.journal]),
+            recorder=Recorder({"journal": self.journal}),
             meters=self.journal,
             body_limit=100_000,
             json_hold=HOLD,

@@ -11,6 +11,7 @@ from mcp_proxy.admin import BackendStatus, DrainStatus, PoolStatus, Status
 from mcp_proxy.clock import now
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.telemetry import RequestRecord
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.recent import Recent, Ring
 from tests.unit.registered import Registered
 
@@ -64,6 +65,7 @@ class Operated(Registered):
             },
             "other": {ONE: backend(ONE, sessions=1, era="modern"), SIX: backend(SIX)},
         }
+        self.level: Level = "info"
         self.ring = Ring()
         self.is_draining = False
         self.asked: list[tuple[str, str, str | None, float | None]] = []
@@ -100,6 +102,13 @@ class Operated(Registered):
     def drain_proxy(self) -> None:
         self.asked.append(("drain_proxy", "", None, None))
         self.is_draining = True
+
+    def log_level(self) -> Level:
+        return self.level
+
+    def set_log_level(self, level: Level) -> None:
+        self.asked.append(("set_log_level", level, None, None))
+        self.level = level
 
     async def recent(self, cursor: str) -> Recent:
         self.questions += 1

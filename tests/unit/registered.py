@@ -14,6 +14,7 @@ from mcp_proxy.admin.app import create_admin
 from mcp_proxy.errors import StoreError
 from mcp_proxy.sessions import Listed, Page, SessionKey, SessionRecord
 from mcp_proxy.sessions.memory import MemoryStore
+from mcp_proxy.telemetry.app_log import Level
 from mcp_proxy.telemetry.recent import Recent
 
 ROUTES = {"/mcp": "main", "/other": "other"}
@@ -95,6 +96,12 @@ class Registered:
         raise NotImplementedError
 
     def drain_proxy(self) -> None:
+        raise NotImplementedError
+
+    def log_level(self) -> Level:
+        raise NotImplementedError
+
+    def set_log_level(self, level: Level) -> None:
         raise NotImplementedError
 
     async def recent(self, cursor: str) -> Recent:

@@ -24,6 +24,7 @@ from mcp_proxy.telemetry.access_log import (
     TEXT_LIMIT,
     AccessLog,
 )
+from mcp_proxy.telemetry.traces import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +121,8 @@ def test_a_line_has_every_field_in_a_fixed_order() -> None:
         b'"backend":"http://10.0.0.11:8000/mcp","era":"legacy","http_method":"POST","method":"tools/call",'
         b'"name":"get_forecast","kind":"request","status":200,"reason":"","session":"0a1b2c3d",'
         b'"peer":"10.1.2.3","duration_ms":12.5,"upstream_ms":12.0,"overhead_ms":0.5,"bytes_in":300,'
-        b'"bytes_out":900,"stream":false,"attempts":1,"end":"--"}\n'
+        b'"bytes_out":900,"stream":false,"attempts":1,"end":"--","request_id":"","principal":"",'
+        b'"ttfb_ms":0.0,"trace":""}\n'
     )
 
 
@@ -135,9 +137,34 @@ def test_the_end_names_fault_and_phase() -> None:
     assert line(ended_by=Fault.CLIENT, phase=Phase.HEAD)["end"] == "CH"
 
 
-def test_overhead_is_null_for_streams_and_without_a_response_head() -> None:
-    assert line(is_stream=True)["overhead_ms"] is None
-    assert line(upstream_s=0.0)["overhead_ms"] is None
+def test_overhead_is_what_backends_did_not_need_and_null_if_none_was_asked() -> None:
+    assert line(is_stream=True)["overhead_ms"] == 0.5
+    assert line(upstream_s=0.0, attempts=1)["overhead_ms"] == 12.5
+    assert line(attempts=0)["overhead_ms"] is None
+
+
+def test_a_line_names_the_request_who_asked_and_its_trace() -> None:
+    trace = Trace(0xABC, 0, "", None, lambda bits: 1)
+    value = line(request_id="r-1", principal="p" * 32, trace=trace, ttfb_s=0.001)
+    assert (value["request_id"], value["principal"], value["trace"]) == ("r-1", "p" * 32, f"{0xABC:032x}")
+    assert value["ttfb_ms"] == 1.0
+
+
+def test_without_a_status_there_was_no_first_byte() -> None:
+    assert line(status=0)["ttfb_ms"] is None
+
+
+def test_records_that_cannot_be_written_are_not_tried_again(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "log")
+    log.record(call(time_s=float("nan")))
+    with pytest.raises(ValueError, match="NaN"):
+        log.tick(0.0)
+
+    log.record(CALL)
+    log.tick(0.0)
+    log.close()
+
+    assert len(lines(tmp_path / "log")) == 1
 
 
 @pytest.mark.parametrize(

@@ -226,12 +226,18 @@ async def test_the_configuration_is_shown(view: Operated) -> None:
 
 # --- who may ------------------------------------------------------------------------------------------
 
-CHANGES = [("POST", "/drain"), ("POST", at(ONE, "/drain")), ("DELETE", at(ONE, "/drain"))]
+CHANGES = [
+    ("POST", "/drain"),
+    ("POST", at(ONE, "/drain")),
+    ("DELETE", at(ONE, "/drain")),
+    ("PUT", "/log-level"),
+]
 READS = [
     ("GET", "/config"),
     ("GET", "/backends"),
     ("GET", at(ONE)),
     ("GET", "/events"),
+    ("GET", "/log-level"),
     ("GET", "/openapi.json"),
 ]
 

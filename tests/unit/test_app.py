@@ -156,7 +156,25 @@ async def test_status_and_readiness_tell_the_state(tmp_path: Path) -> None:
 async def test_metrics_can_be_off(tmp_path: Path) -> None:
     service = Service(config(tmp_path, "telemetry: {access_log: off, metrics: false}\n"))
     assert view(service).metrics(None) is None
+    assert view(service).status().counters == {}
     await service.aclose()
+
+
+async def test_what_ends_while_metrics_are_off_is_not_measured(tmp_path: Path) -> None:
+    metrics = "telemetry: {access_log: off, metrics: %s}\n"
+    async with Backend(json_answer()) as backend:
+        off, on = (config(tmp_path, metrics % word, url=backend.url) for word in ("false", "true"))
+        async with running(off) as proxy, await Client.connect(proxy.port) as client:
+            await client.ask(post(call(1)))
+            proxy.service.reload(on)
+            assert view(proxy.service).status().counters["requests"] == 0
+            for number in range(2):
+                await client.ask(post(call(number)))
+            assert view(proxy.service).status().counters["requests"] == 2
+            proxy.service.reload(off)
+            await client.ask(post(call(4)))
+            proxy.service.reload(on)
+            assert view(proxy.service).status().counters["requests"] == 2
 
 
 # -- one proxy in this loop --------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_the_help_of_serve_names_every_flag_variable_and_level() -> None:
         (["serv"], "Did you mean 'serve'?"),
         (["localhost:3000"], "mcp-proxy http://localhost:3000"),
         (["proxy.yaml"], "mcp-proxy serve --config proxy.yaml"),
-        (["xyzzy"], "Commands: serve, demo, sessions, backends, drain, tap, check,"),
+        (["xyzzy"], "Commands: serve, demo, sessions, backends, drain, tap, report, log-level, check,"),
         (["serve", "--lisen", ":1"], "--listen"),
         (["--lisen", ":1", URL], "--listen"),
         (["check", "--jsn"], "--json"),

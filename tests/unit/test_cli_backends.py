@@ -12,7 +12,8 @@ import pytest
 from mcp_proxy.admin import DrainStatus
 from mcp_proxy.admin.app import create_admin
 from mcp_proxy.cli.backend_client import Backend, Drain
-from mcp_proxy.cli.backend_table import shortened, span, table
+from mcp_proxy.cli.backend_table import span, table
+from mcp_proxy.cli.text import shortened
 from tests.tools import PATIENCE_S
 from tests.unit.operated import ONE, SIX, TWO, Operated
 from tests.unit.operating import run, start

@@ -340,6 +340,61 @@ async def test_a_job_may_stop_the_ticker() -> None:
     assert len(calls) == 1
 
 
+async def test_every_tick_says_how_late_it_came() -> None:
+    lags: list[float] = []
+    ticker = Ticker(on_lag=lags.append)
+    done = asyncio.Event()
+    at_s: list[float] = []
+
+    def job(tick_s: float) -> None:
+        at_s.append(tick_s)
+        if len(at_s) == 3:
+            done.set()
+
+    ticker.add(job)
+    started_s = now()
+    ticker.start()
+    async with asyncio.timeout(PATIENCE_S):
+        await done.wait()
+    ticker.stop()
+
+    assert len(lags) >= 3
+    assert all(lag_s >= 0.0 for lag_s in lags)
+    # Nothing else has made the ticks come when they came.
+    assert sum(lags) == pytest.approx(at_s[-1] - started_s - len(lags) * TICK_S, abs=0.01)
+
+
+async def test_a_tick_that_comes_late_says_so_although_its_jobs_wait() -> None:
+    lags: list[float] = []
+    jobs: list[float] = []
+    ticker = Ticker(on_lag=lags.append)
+    ticker.add(jobs.append)
+    ticker.start()
+    time.sleep(5 * TICK_S)  # noqa: ASYNC251 - the pause
+    async with asyncio.timeout(PATIENCE_S):
+        while not jobs:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S / 10)
+    ticker.stop()
+
+    assert lags[0] >= 4 * TICK_S
+    assert len(lags) == len(jobs) + 1
+
+
+async def test_a_ticker_that_nobody_listens_to_may_get_a_listener_and_lose_it() -> None:
+    lags: list[float] = []
+    ticker = Ticker()
+    ticker.start()
+    ticker.on_lag = lags.append
+    await ticks(2)
+    assert lags
+    ticker.on_lag = None
+    heard = len(lags)
+    await ticks(2)
+    ticker.stop()
+
+    assert len(lags) == heard
+
+
 # --- a process that was paused --------------------------------------------------------------------
 
 

@@ -63,7 +63,9 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "routes": ([{"path": "/a", "pool": "a"}], [{"path": "/b", "pool": "a"}]),
     "telemetry.access_log": ("off", "json"),
     "telemetry.access_log_file": ("/tmp/a.log", "/tmp/b.log"),
+    "telemetry.log": ("text", "json"),
     "telemetry.metrics": (False, True),
+    "telemetry.traces": ({"endpoint": "http://a:4318"}, "off"),
 }
 
 

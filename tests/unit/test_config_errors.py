@@ -30,7 +30,6 @@ def problems(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] | Non
         "routes: [{path: /a, pool: a, auth: corp}]",
         "routes: [{path: /a, pool: a, allow: []}]",
         "routes: [{path: /a, pool: a, limits: []}]",
-        "telemetry: {traces: {}}",
         "telemetry: {audit: {}}",
     ],
 )
@@ -107,6 +106,16 @@ def test_an_alias_bomb_is_not_expanded(tmp_path: Path) -> None:
     ]
 
     assert len(problems(tmp_path, "\n".join(lines) + "\n" + GOOD)) == 60
+
+
+@pytest.mark.parametrize(
+    "sign", ["!", "!!", "!x!", "*", "&a &", "!!int ", "!!float ", "@", "`", "%", "{", "[", "|", '"']
+)
+def test_a_secret_without_quotes_that_looks_like_yaml_is_not_repeated(tmp_path: Path, sign: str) -> None:
+    (problem, *others) = problems(tmp_path, f"admin: {{token: {sign}hunter2-hunter2}}\n" + GOOD)
+
+    assert problem.startswith("proxy.yaml:")
+    assert not [each for each in (problem, *others) if "hunter2" in each]
 
 
 def test_secrets_come_from_variables_and_files_without_the_last_line_break(tmp_path: Path) -> None:

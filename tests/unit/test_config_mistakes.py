@@ -38,6 +38,30 @@ MISTAKES = {
     "text is a number": (GOOD + "routes: [{path: /a, pool: 7}]\n", 2, "pool: must be text", "quotes"),
     "flag is text": (GOOD + "telemetry: {metrics: 'yes'}\n", 2, "must be true or false", "without quotes"),
     "word is a number": (GOOD + "telemetry: {access_log: 7}\n", 2, "must be a word", "json or off"),
+    "sample as a percentage": (
+        GOOD + "telemetry: {traces: {endpoint: http://c, sample: 1%}}\n", 2, "'1%' is not a ratio", "0.01",
+    ),
+    "sample above all": (
+        GOOD + "telemetry: {traces: {endpoint: http://c, sample: 1.5}}\n", 2, "1.5 is not a ratio", "to 1.0",
+    ),
+    "traces to nowhere": (GOOD + "telemetry: {traces: {sample: 1}}\n", 2, "'endpoint' is missing", "add"),
+    "collector without a scheme": (
+        GOOD + "telemetry: {traces: {endpoint: 'c:4318'}}\n", 2, "does not begin", "http://localhost:4318",
+    ),
+    "collector with a password": (
+        GOOD + "telemetry: {traces: {endpoint: 'http://u:p@c'}}\n", 2, "user or password", "headers:",
+    ),
+    "collector with a query": (
+        GOOD + "telemetry: {traces: {endpoint: 'http://c/?key=1'}}\n", 2, "a query", "end it at the path",
+    ),
+    "header of the collector": (
+        GOOD + "telemetry: {traces: {endpoint: http://c, headers: {'a b': c}}}\n",
+        2, "not the name of a header", "x-api-key",
+    ),
+    "traces of a service without a name": (
+        GOOD + "telemetry: {traces: {endpoint: http://c, service_name: ''}}\n",
+        2, "not the name of a service", "mcp-proxy",
+    ),
     "unknown word": (
         "pools: {a: {backends: [http://a], balance: roundrobin}}", 1, "not possible", "'round_robin'",
     ),

@@ -20,6 +20,7 @@ from mcp_proxy.config import (
     PoolConfig,
     RouteConfig,
     Secret,
+    TracesConfig,
     load,
 )
 
@@ -60,7 +61,11 @@ pools:
 routes:
   - {path: /weather/mcp, pool: weather}
   - {path: /found/mcp, pool: found}
-telemetry: {access_log: off, metrics: true}
+telemetry:
+  access_log: off
+  metrics: true
+  traces: {endpoint: http://10.0.0.5:4318, sample: 0.01, headers: {x-key: env:TRACES_KEY}, timeout: 5s,
+           service_name: mcp}
 """
 
 
@@ -82,7 +87,9 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (pool.discover, pool.slow_start, pool.era, pool.drain) == (None, None, "any", 300.0)
     assert pool.health.model_dump() == {"active": None, "eject": {"after": 5, "for": 30.0, "at_most": "50%"}}
     assert pool.credentials.authorization is None
-    assert config.telemetry.model_dump() == {"access_log": "json", "access_log_file": None, "metrics": True}
+    assert config.telemetry.model_dump() == {
+        "log": "text", "access_log": "json", "access_log_file": None, "metrics": True, "traces": None,
+    }  # fmt: skip
     assert (config.tls, config.external_url, config.trusted_proxies) == (None, None, ())
 
 
@@ -94,7 +101,7 @@ def test_every_key_of_this_version_is_read(tmp_path: Path) -> None:
     file = tmp_path / "proxy.yaml"
     file.write_text(EVERYTHING)
 
-    config = load(file, {"ADMIN_TOKEN": "t", "WEATHER_TOKEN": "Bearer w"}, {})
+    config = load(file, {"ADMIN_TOKEN": "t", "WEATHER_TOKEN": "Bearer w", "TRACES_KEY": "k"}, {})
 
     pool = config.pools["weather"]
     assert pool.backends == (
@@ -111,6 +118,10 @@ def test_every_key_of_this_version_is_read(tmp_path: Path) -> None:
     assert config.limits.per_client == AddressLimits(streams=10, connections=20)
     assert (config.limits.per_principal.requests, config.limits.memory) == (5, 512 << 20)
     assert config.telemetry.access_log == "off"
+    assert config.telemetry.traces == TracesConfig(
+        endpoint="http://10.0.0.5:4318/v1/traces", headers={"x-key": Secret("k")}, timeout=5.0,
+        service_name="mcp",
+    )  # fmt: skip
     assert str(config.trusted_proxies[0]) == "127.0.0.0/8"
 
 

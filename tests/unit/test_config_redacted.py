@@ -27,6 +27,7 @@ PLANTED: dict[str, Any] = {
         }
     },
     "limits": {"drain": "7s"},
+    "telemetry": {"traces": {"endpoint": "http://collector.example", "headers": {"x-key": SECRET}}},
 }
 
 
@@ -59,7 +60,9 @@ def keys_with_secrets(value: object, path: str = "") -> Iterator[str]:
 def test_a_secret_is_planted_in_every_key_that_can_hold_one() -> None:
     schema = Config.model_json_schema()
 
-    planted = PLANTED | {"pools": list(PLANTED["pools"].values())}
+    traces = PLANTED["telemetry"]["traces"]
+    named = {"pools": PLANTED["pools"], "telemetry": {"traces": traces | {"headers": [SECRET]}}}
+    planted = PLANTED | named | {"pools": list(PLANTED["pools"].values())}
 
     # A change of this set needs a new kind of key in PLANTED.
     assert set(secret_keys(schema, schema)) == set(keys_with_secrets(planted))
@@ -71,6 +74,7 @@ def test_no_secret_is_shown_and_everything_else_is() -> None:
 
     assert SECRET not in text
     assert "redis.example:6379" in text
+    assert dumped["telemetry"]["traces"]["headers"] == {"x-key": "[redacted]"}
     assert dumped["limits"]["drain"] == 7.0
     assert dumped["pools"]["a"]["backends"][0]["url"] == URL
     assert dumped["pools"]["a"]["health"]["eject"]["for"] == 30.0, "named as in the file"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from mcp_proxy.config import Config, load, read
 from mcp_proxy.reload import Reloader
 from mcp_proxy.telemetry.exposition import Exposition
 from mcp_proxy.telemetry.snapshot import GaugeSnapshot, Snapshot
+from mcp_proxy.workers.crew import Crew
+from mcp_proxy.workers.group import Group
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +30,7 @@ TEXTS = {document.name: document.read_text() for document in DOCUMENTS}
 
 VARIABLES = {
     "WEATHER_TOKEN": "Bearer weather",
+    "COLLECTOR_TOKEN": "Bearer collector",
     "MCP_PROXY_SESSION_KEY": "k" * 44,
     "MCP_PROXY_REDIS_URL": "redis://redis:6379/0",
 }
@@ -92,15 +96,40 @@ async def _apply(config: Config) -> None:
     """Nothing is reloaded here."""
 
 
-def test_every_metric_that_is_named_is_exposed() -> None:
+async def families() -> dict[str, tuple[str, str, str]]:
+    """Kind, labels and text of every family of ours, by name; with several workers there are all."""
     empty = Snapshot({}, {}, GaugeSnapshot(0, {}, {}, []))
     reloads = Reloader(read(None, {}, {"backends": ["http://10.0.0.11:8000/mcp"]}), _apply)
-    exposition = Exposition(lambda: empty, [reloads]).render(None)[0].decode()
-    exposed = set(re.findall(r"^# TYPE (\w+) ", exposition, re.M))
+    with socket.socket() as unused:
+        crew = Group(Crew(2, unused, b"", drain_s=0.0, log="text"))
+        exposition = Exposition(lambda: empty, [reloads, crew])
+        text = exposition.render(None)[0].decode()
+        labels = {
+            each.name: each._labelnames  # type: ignore[attr-defined]
+            for collector in (exposition, reloads, crew)
+            for each in collector.collect()
+        }
+    labels["mcp_proxy_build"] = ("version", "python")
+    told = re.findall(r"^# HELP (mcp_proxy_\w+) (.*)\n# TYPE \1 (\w+)", text, re.M)
+    return {
+        name: (kind, " ".join(labels[name.removesuffix("_total").removesuffix("_info")]), meaning)
+        for name, meaning, kind in told
+    }
+
+
+async def test_every_metric_that_is_named_is_exposed() -> None:
     named = {found for text in TEXTS.values() for found in re.findall(r"\bmcp_proxy_[a-z_]+[a-z]\b", text)}
 
     assert named
-    assert named <= exposed
+    assert named <= (await families()).keys()
+
+
+async def test_the_table_of_metrics_says_what_a_scrape_says() -> None:
+    rows = re.findall(r"^\| `(mcp_proxy_\w+)` \| (\w+) \|(.*?)\| (.*) \|$", TEXTS["telemetry.md"], re.M)
+    table = [(name, (kind, labels.replace("`", "").strip(), text)) for name, kind, labels, text in rows]
+
+    assert dict(table) == await families()
+    assert len(dict(table)) == len(table)
 
 
 SCHEMA = Config.model_json_schema()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mcp_proxy.backends import Backend
+from mcp_proxy.clock import now
 from mcp_proxy.errors import Fault, Phase
 from mcp_proxy.pools import Pool
 from mcp_proxy.sessions import SessionRecord
@@ -208,20 +209,33 @@ async def test_a_record_tells_what_was_asked_and_of_whom_but_no_session_id() -> 
     assert "secret" not in repr(record)
 
 
-async def test_the_time_of_the_backend_is_that_of_the_last_attempt_and_never_negative() -> None:
+async def test_the_time_of_the_backends_is_that_of_all_attempts_and_never_more_than_there_was() -> None:
     house = Gatehouse(2)
     house.ask(*modern("server/discover"))
+    waits = [-now(), now()]
     house.attempts[0].head(500, [JSON])
+    waits += [-now(), now()]
     house.attempts[1].fail()
-    assert house.record.upstream_s == 0.0
     assert house.record.status == 502
+    assert sum(waits) <= house.record.upstream_s <= house.record.duration_s
 
 
-async def test_nothing_was_sent_so_the_backend_took_no_time() -> None:
+async def test_a_backend_that_is_slow_with_the_rest_of_its_answer_is_waited_for() -> None:
     house = Gatehouse(1)
     house.ask(*modern("tools/call"))
-    house.attempts[0].fail("refused")
-    assert house.record.upstream_s == 0.0
+    house.attempts[0].head(200, [JSON])
+    waits = [-now()]
+    house.attempts[0].body(b"{}")
+    waits += [now()]
+    house.attempts[0].end()
+    assert house.record.upstream_s >= sum(waits)
+
+
+async def test_what_follows_the_last_byte_of_a_backend_is_our_own_time() -> None:
+    house = Gatehouse(1)
+    house.ask(*modern("tools/call"))
+    house.attempts[0].answer(200, b"{}")
+    assert house.record.duration_s > house.record.upstream_s > 0
 
 
 # -- bugs of our own ---------------------------------------------------------------------------

@@ -14,12 +14,13 @@ from mcp_proxy.envelope import parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import Exchange
 from mcp_proxy.headers import read_request
-from mcp_proxy.recorder import CLOSE_REASONS, Recorder
+from mcp_proxy.recorder import Recorder
 from mcp_proxy.replies import TABLE
 from mcp_proxy.routing import Plan, plan_get, plan_post
 from mcp_proxy.sessions import SessionKey
 from mcp_proxy.tap import Owned
 from mcp_proxy.telemetry import RequestRecord
+from mcp_proxy.telemetry.families import CLOSE_REASONS
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
 from tests.unit.poolside import pool_of
 
@@ -37,6 +38,8 @@ class Kept:
 
 
 class Nobody:
+    own = b""
+
     """Implements Director and Reply for exchanges that go nowhere."""
 
     json_hold = 1
@@ -65,6 +68,9 @@ class Nobody:
     def abort(self) -> None: ...
 
 
+OWN = b"x-request-id: the-request\r\n"
+
+
 def arrive(method: bytes = b"POST") -> Request:
     return Request(method, b"/mcp?token=secret", [(b"mcp-session-id", b"the-session")], "10.0.0.1", "http")
 
@@ -91,14 +97,15 @@ def served(session_id: bytes = b"the-session") -> Exchange:
     made.bytes_out = 77
     made.is_stream = True
     made.attempts = 2
-    made.started_s, made.sent_s, made.head_s, made.finished_s = 10.0, 10.5, 12.0, 14.0
+    made.own = OWN
+    made.started_s, made.waited_s, made.begun_s, made.byte_s, made.finished_s = 10.0, 1.5, 10.25, 13.0, 14.0
     return made
 
 
 def recorded(made: Exchange, fault: Fault = Fault.NONE, phase: Phase = Phase.NONE) -> RequestRecord:
     made.fault, made.phase = fault, phase
     sink = Kept()
-    Recorder([sink]).finished(made)
+    Recorder({"kept": sink}).finished(made)
     (record,) = sink.records
     return record
 
@@ -115,6 +122,8 @@ def test_a_record_says_what_happened() -> None:
     assert (record.bytes_in, record.bytes_out) == (71, 77)
     assert (record.is_stream, record.attempts) == (True, 2)
     assert (record.ended_by, record.phase) == (Fault.BACKEND, Phase.BODY)
+    assert (record.request_id, record.principal, record.trace) == ("the-request", "", None)
+    assert (record.ttfb_s, record.idle_s) == (0.25, 1.0)
 
 
 def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
@@ -125,11 +134,26 @@ def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
     assert (record.http_method, record.status, record.upstream_s, record.attempts) == ("GET", 0, 0.0, 0)
 
 
-def test_no_time_was_spent_waiting_for_a_head_that_never_came() -> None:
+def test_a_stream_without_a_byte_was_idle_since_its_head() -> None:
     made = served()
-    made.head_s = 0.0
+    made.byte_s = 0.0
 
-    assert recorded(made).upstream_s == 0.0
+    assert recorded(made).idle_s == 3.75
+
+
+def test_an_answer_in_one_piece_begins_when_it_ends_and_is_never_idle() -> None:
+    made = served()
+    made.is_stream, made.begun_s, made.byte_s = False, 0.0, 0.0
+    record = recorded(made)
+
+    assert (record.ttfb_s, record.idle_s) == (4.0, 0.0)
+
+
+def test_without_an_answer_there_is_no_first_byte() -> None:
+    made = served()
+    made.status, made.begun_s = 0, 0.0
+
+    assert recorded(made).ttfb_s == 0.0
 
 
 def test_a_get_has_an_era_but_no_message() -> None:
@@ -154,7 +178,7 @@ def test_a_record_names_a_session_by_a_hash_and_holds_no_secret() -> None:
 
 def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
     sink = Kept()
-    recorder = Recorder([sink])
+    recorder = Recorder({"kept": sink})
     for session_id in (b"a", b"b", b"a"):
         recorder.finished(served(session_id))
     names = [record.session for record in sink.records]
@@ -165,10 +189,10 @@ def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
 
 def test_every_sink_gets_every_record_once() -> None:
     sinks = [Kept(), Kept()]
-    recorder = Recorder(sinks)
+    recorder = Recorder({"one": sinks[0], "two": sinks[1]})
 
     recorder.finished(served())
-    recorder.refused(arrive(), "/mcp", Rejection("bad_request"), 400, 9)
+    recorder.refused(arrive(), "/mcp", Rejection("bad_request"), 400, 9, OWN)
 
     assert len(sinks[0].records) == 2
     assert sinks[0].records == sinks[1].records
@@ -187,19 +211,20 @@ def test_every_sink_gets_every_record_once() -> None:
 )
 def test_unknown_methods_fold_into_other(method: bytes, name: str) -> None:
     sink = Kept()
-    Recorder([sink]).refused(arrive(method), "", Rejection("not_found"), 404, 1)
+    Recorder({"kept": sink}).refused(arrive(method), "", Rejection("not_found"), 404, 1, OWN)
 
     assert sink.records[0].http_method == name
 
 
 def test_a_refusal_is_recorded_with_what_is_known() -> None:
     sink = Kept()
-    Recorder([sink]).refused(arrive(), "/mcp", Rejection("forbidden_origin", "why"), 403, 123)
+    rejection = Rejection("forbidden_origin", "why")
+    Recorder({"kept": sink}).refused(arrive(), "/mcp", rejection, 403, 123, OWN)
 
     (record,) = sink.records
     assert (record.route, record.pool, record.backend, record.session) == ("/mcp", "", "", "")
     assert (record.status, record.reason, record.bytes_out) == (403, "forbidden_origin", 123)
-    assert record.peer == "10.0.0.1"
+    assert (record.peer, record.request_id) == ("10.0.0.1", "the-request")
     assert (record.ended_by, record.phase) == (Fault.CLIENT, Phase.ADMIT)
 
 
@@ -217,7 +242,7 @@ def test_a_refusal_is_recorded_with_what_is_known() -> None:
 )
 def test_a_refusal_is_the_fault_of_whoever_caused_it(reason: str, fault: Fault) -> None:
     sink = Kept()
-    Recorder([sink]).refused(arrive(), "", Rejection(reason), TABLE[reason].status, 0)
+    Recorder({"kept": sink}).refused(arrive(), "", Rejection(reason), TABLE[reason].status, 0, OWN)
 
     assert sink.records[0].ended_by is fault
 
@@ -229,7 +254,7 @@ def test_every_way_to_end_a_stream_has_a_name() -> None:
 
 def test_the_time_of_a_record_is_the_end_of_its_exchange_since_1970() -> None:
     sink = Kept()
-    recorder = Recorder([sink], batch=2)
+    recorder = Recorder({"kept": sink}, batch=2)
     for later_s in (0.0, 4.0):
         made = exchange()
         made.finished_s = clock.now() + later_s
@@ -242,7 +267,7 @@ def test_the_time_of_a_record_is_the_end_of_its_exchange_since_1970() -> None:
 
 def test_records_are_made_in_batches_in_the_order_of_their_ends() -> None:
     sink = Kept()
-    recorder = Recorder([sink], batch=3)
+    recorder = Recorder({"kept": sink}, batch=3)
     names = [b"a", b"b", b"c", b"d"]
     for name in names[:2]:
         recorder.finished(served(name))
@@ -259,15 +284,64 @@ def test_records_are_made_in_batches_in_the_order_of_their_ends() -> None:
 
 
 def test_a_batch_is_recorded_once_even_if_a_sink_looks_for_more() -> None:
-    sinks = [Kept()]
-    recorder = Recorder(sinks, batch=2)
+    kept = Kept()
+    recorder = Recorder({}, batch=2)
 
     class Curious:
         def record(self, record: RequestRecord) -> None:
             recorder.flush()
 
-    recorder = Recorder([Curious(), *sinks], batch=2)
+    recorder = Recorder({"curious": Curious(), "kept": kept}, batch=2)
     recorder.finished(served())
     recorder.finished(served())
 
-    assert len(sinks[0].records) == 2
+    assert len(kept.records) == 2
+
+
+def test_a_sink_that_fails_is_counted_and_keeps_nothing_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        def record(self, record: RequestRecord) -> None:
+            raise ZeroDivisionError
+
+    kept = Kept()
+    failed: list[str] = []
+    recorder = Recorder({"broken": Broken(), "kept": kept}, batch=2, on_failure=failed.append)
+
+    for _ in range(3):
+        recorder.finished(served())
+    recorder.flush()
+    recorder.refused(arrive(), "/mcp", Rejection("bad_request"), 400, 9, OWN)
+
+    assert len(kept.records) == 4
+    assert failed == ["broken"] * 4
+    (logged,) = caplog.records
+    assert "sink broken" in logged.getMessage()
+    assert logged.exc_info is not None
+
+
+def test_a_sink_may_come_and_go_and_gets_what_ends_between() -> None:
+    kept, late = Kept(), Kept()
+    recorder = Recorder({"kept": kept}, batch=8)
+    recorder.finished(served())
+    recorder.attach("late", late)
+    recorder.finished(served())
+    recorder.attach("late", None)
+    recorder.attach("late", None)
+    recorder.finished(served())
+    recorder.flush()
+
+    assert (len(kept.records), len(late.records)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("begun_s", "byte_s", "idle_s"), [(10.25, 13.0, 1.0), (10.25, 0.0, 3.75), (0.0, 0.0, 0.0)]
+)
+def test_a_stream_is_idle_since_its_last_byte_or_its_head_if_it_had_any(
+    begun_s: float, byte_s: float, idle_s: float
+) -> None:
+    made = served()
+    made.begun_s, made.byte_s = begun_s, byte_s
+
+    assert recorded(made).idle_s == idle_s

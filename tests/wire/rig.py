@@ -137,7 +137,7 @@ class Rig:
 
     async def converse(self) -> None:
         """A session with every secret in its place; all of it must arrive and work."""
-        self.script(McpServer(SECRET["session"], tool=_secret_tool))
+        self.script(McpServer(SECRET["session"], tool=secret_tool))
         fields = (
             f"Authorization: Bearer {SECRET['authorization']}",
             f"Cookie: id={SECRET['cookie']}",
@@ -167,7 +167,8 @@ class Rig:
         assert leaked == []
 
 
-async def _secret_tool(request: Seen, conn: Conn) -> None:
+async def secret_tool(request: Seen, conn: Conn) -> None:
+    """Answers a call with secrets of the backend's."""
     body = result(json.loads(await request.whole()), text=SECRET["result"])
     await conn.answer(200, [JSON, ("Set-Cookie", f"id={SECRET['set-cookie']}")], body)
 

@@ -51,7 +51,9 @@ async def ask(site: Replicas, at: int, method: str, id_: str, *fields: str, path
 def seen(answer: Answer) -> tuple[bytes, bytes, str]:
     """All that a client can tell of an answer, but its time."""
     head = b"\r\n".join(
-        line for line in answer.head.raw.split(b"\r\n") if not line.lower().startswith(b"date:")
+        line
+        for line in answer.head.raw.split(b"\r\n")
+        if not line.lower().startswith((b"date:", b"x-request-id:"))
     )
     return head, answer.body, answer.framing
 

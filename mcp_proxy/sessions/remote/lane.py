@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from mcp_proxy.clock import now, patience
-from mcp_proxy.errors import StoreError
+from mcp_proxy.errors import NotAsked, StoreError
 from mcp_proxy.sessions.remote.breaker import Breaker
 from mcp_proxy.tasks import Tasks
 
@@ -108,13 +108,13 @@ class Lane:
 
     def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Answer]]:
         """Queue ``commands``; they leave with the current loop tick, side by side. Raises
-        StoreError at once if there is no use in waiting."""
+        NotAsked at once if there is no use in waiting."""
         if self._is_closed:
-            raise StoreError("the registry is closed")
+            raise NotAsked("the registry is closed")
         if not self.breaker.is_closed:
-            raise StoreError("redis is unreachable")
+            raise NotAsked("redis is unreachable")
         if len(self._queue) >= QUEUE_LIMIT:
-            raise StoreError("too many operations wait for redis")
+            raise NotAsked("too many operations wait for redis")
         operation = _Operation(commands, now() + self._budget_s)
         self._queue.append(operation)
         if not self._flush_scheduled:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from mcp_proxy.clock import now
-from mcp_proxy.errors import StoreError
+from mcp_proxy.errors import NotAsked, StoreError
 from mcp_proxy.sessions import ENDED, Listed, Page, SessionRecord, Stored
 from mcp_proxy.sessions.remote import values
 from mcp_proxy.sessions.remote.lane import Answer, Redirect, Refusal
@@ -62,10 +64,40 @@ return 0
 """
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Question = Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]
+
+
+def _timed(operation: str) -> Callable[[_Question[P, T]], _Question[P, T]]:
+    """Tells ``on_asked`` of every question that was sent, however it ended. ``operation``: as operators
+    call it."""
+
+    def decorate(ask: _Question[P, T]) -> _Question[P, T]:
+        @wraps(ask)
+        async def timed(self: Operations, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+            began_s = now()
+            try:
+                answer = await ask(self, *arguments, **keywords)
+            except NotAsked:
+                raise
+            except StoreError:
+                self.on_asked(operation, now() - began_s)
+                raise
+            self.on_asked(operation, now() - began_s)
+            return answer
+
+        return timed
+
+    return decorate
+
+
 class Operations:
-    """What of a Registry needs nothing but a Link."""
+    """What of a Registry needs nothing but a Link. ``on_asked`` hears how many seconds an operation took."""
 
     def __init__(self, link: Link, ttl_s: float, prefix: str) -> None:
+        self.on_asked: Callable[[str, float], None] = lambda operation, seconds: None
         self._link = link
         self._ttl_ms = _milliseconds(ttl_s)
         self._tombstone_ms = max(self._ttl_ms, _milliseconds(TOMBSTONE_S))
@@ -83,10 +115,12 @@ class Operations:
 
     # --- sessions --------------------------------------------------------------------
 
+    @_timed("get")
     async def fetch(self, name: str) -> Stored:
         key = self._key(name)
         return self._decoded(await self._one(key, b"GET", key))
 
+    @_timed("create")
     async def create(self, name: str, record: SessionRecord) -> bool:
         key, value = self._key(name), values.encode(record)
         if await self._one(key, b"SET", key, value, b"NX", b"PX", self._ttl_ms) is not None:
@@ -96,6 +130,7 @@ class Operations:
         held = await self._one(key, b"EVAL", _CREATE, 1, key, values.TOMBSTONE, value, self._ttl_ms, *news)
         return self._decoded(held) is None
 
+    @_timed("refresh")
     async def refresh(self, name: str) -> Stored:
         key = self._key(name)
         held = self._decoded(await self._one(key, b"GETEX", key, b"PX", self._ttl_ms))
@@ -104,6 +139,7 @@ class Operations:
             await self._one(key, b"PEXPIRE", key, self._tombstone_ms)
         return held
 
+    @_timed("move")
     async def replace(self, name: str, old: SessionRecord | None, new: SessionRecord) -> bool:
         key = self._key(name)
         expected = b"" if old is None else values.encode(old)
@@ -114,6 +150,7 @@ class Operations:
             == 1
         )
 
+    @_timed("delete")
     async def end(self, name: str) -> None:
         key = self._key(name)
         _accepted(
@@ -126,21 +163,25 @@ class Operations:
 
     # --- claims ----------------------------------------------------------------------
 
+    @_timed("claim")
     async def claim(self, name: str, token: str, seconds: float) -> bool:
         key = self._claims + name.encode()
         return await self._one(key, b"EVAL", _CLAIM, 1, key, token, _milliseconds(seconds)) == 1
 
+    @_timed("claim")
     async def disclaim(self, name: str, token: str) -> None:
         key = self._claims + name.encode()
         await self._one(key, b"EVAL", _DISCLAIM, 1, key, token)
 
     # --- for operators ---------------------------------------------------------------
 
+    @_timed("show")
     async def show(self, name: str) -> Listed | None:
         key = self._key(name)
         value, ttl_ms = _accepted(await self._link.ask(key, (b"GET", key), (b"PTTL", key)))
         return self._listed(name, self._decoded(value), ttl_ms)
 
+    @_timed("restore")
     async def restore(self, session: Listed) -> bool:
         ttl_ms = self._ttl_ms
         if session.expires_s is not None:
@@ -152,6 +193,7 @@ class Operations:
             await self._one(key, b"SET", key, values.encode(session.record), b"NX", b"PX", ttl_ms) is not None
         )
 
+    @_timed("list")
     async def page(self, cursor: str, limit: int) -> Page:
         """The cursor is a node's id and that node's own cursor; 0 there is the beginning."""
         match = _CURSOR.fullmatch(cursor or ".0")

@@ -7,12 +7,15 @@ while nobody listened is lost, so every new beginning is reported, the first one
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mcp_proxy.sessions.remote.lane import LinkError
 from mcp_proxy.tasks import Tasks
+
+logger = logging.getLogger("mcp_proxy")
 
 FIRST_PAUSE_S: Final = 0.1
 LAST_PAUSE_S: Final = 1.0
@@ -57,7 +60,8 @@ class Subscription:
         while True:
             try:
                 await self._listen(self._opened, self._on_heard)
-            except LinkError:
+            except LinkError as error:
+                logger.debug("session registry: not subscribed: %s", error)
                 if self.is_open:
                     self.is_open = False
                     self._on_lost()
@@ -66,6 +70,7 @@ class Subscription:
             self._pause_s = min(self._pause_s * 2, LAST_PAUSE_S)
 
     def _opened(self) -> None:
+        logger.debug("session registry: subscribed")
         self.is_open = True
         self._pause_s = FIRST_PAUSE_S
         self._on_opened()

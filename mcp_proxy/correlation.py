@@ -1,0 +1,46 @@
+"""``X-Request-Id``: one name for a request in the logs of everybody it passes.
+
+Rules of this file: an id is believed only from a trusted proxy, and only if it is short and plain, because it
+is written into logs and sent on to backends. Everybody else's request gets one of ours. It travels as the
+header line that it is, because that is what doors and transports write.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from itertools import count
+from typing import Final
+
+from mcp_proxy.wire import Headers
+
+NAME: Final = b"x-request-id"
+
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+
+
+class RequestIds:
+    """Ids of one process: 16 random hex digits of the process, then 16 of a number."""
+
+    __slots__ = ("_numbers", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = b"%b: %b" % (NAME, secrets.token_hex(8).encode())
+        self._numbers = count(1)
+
+    def line(self) -> bytes:
+        """A header line with the next id, with its CR LF."""
+        return b"%b%016x\r\n" % (self._prefix, next(self._numbers))
+
+
+def given(headers: Headers) -> bytes:
+    """The line with the id of a request from a trusted proxy; empty if it has not one that can be used."""
+    values = [value for name, value in headers if name == NAME]
+    if len(values) != 1 or _PLAIN.fullmatch(values[0]) is None:
+        return b""
+    return b"%b: %b\r\n" % (NAME, values[0])
+
+
+def id_of(line: bytes) -> str:
+    """The id in a line of this file."""
+    return line[len(NAME) + 2 : -2].decode("ascii")
