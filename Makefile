@@ -14,7 +14,7 @@ export PYTHON
 BIN := .venv/bin
 # Test processes at once. The suite drives real servers, so more than the cores there are only adds noise.
 JOBS ?= 2
-TOOLS := redis-server nginx haproxy wrk
+TOOLS := redis-server nginx haproxy wrk promtool
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 

@@ -59,16 +59,23 @@ apt_install() {
 # Unit files of the servers that apt_install may bring, sorted, one to a line.
 server_units() {
     local unit
-    for unit in haproxy.service nginx.service redis-server.service; do
+    for unit in haproxy.service nginx.service prometheus.service redis-server.service; do
         if [ -e "/lib/systemd/system/$unit" ]; then echo "$unit"; fi
     done
+}
+
+# The package that brings a command; most are named like it.
+package_of() {
+    case $1 in
+        promtool) echo prometheus ;;
+        *) echo "$1" ;;
+    esac
 }
 
 tools() {
     local tool missing=()
     for tool in "$@"; do
-        # The packages are named like the commands.
-        command -v "$tool" >/dev/null || missing+=("$tool")
+        command -v "$tool" >/dev/null || missing+=("$(package_of "$tool")")
     done
     [ ${#missing[@]} -eq 0 ] || apt_install 'the test suite' "${missing[@]}"
 }
