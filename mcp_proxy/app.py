@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_proxy.admission import Porter
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import Ticker
+from mcp_proxy.clock import Ticker, now
 from mcp_proxy.config import Config, Limits
 from mcp_proxy.config.changes import compare
 from mcp_proxy.downstream.asgi import AsgiDoor
@@ -76,6 +76,7 @@ class Service:
         self._ticker = Ticker()
         self.metrics = Metrics(self._gauges, reasons=TABLE)
         self.access_log = _access_log(config)
+        self._tracer = _tracer(config)
         self._spans = _spans(config)
         self.recent = Ring()
         self._ticker.add(self.recent.sweep)
@@ -117,7 +118,7 @@ class Service:
             body_limit=config.limits.body,
             json_hold=config.limits.json_hold,
             quotas=quotas,
-            tracer=None if config.telemetry.traces is None else Tracer(config.telemetry.traces.sample),
+            tracer=self._tracer,
         )
         self._lead(config)
         self._ticker.add(self.gateway.sweep)
@@ -175,6 +176,11 @@ class Service:
         if self.access_log is not None:
             self.access_log.reopen()
 
+    def _trace_spans(self) -> dict[str, int]:
+        if self._tracer is None or self._spans is None:
+            return {}
+        return {**self._spans.counts(), "limited": self._tracer.limited}
+
     def _sessions_by_pool(self) -> dict[str, int]:
         counts = dict.fromkeys(self.pools, 0)
         for route, pool in self._by_route.items():
@@ -190,7 +196,7 @@ class Service:
             is_draining=self.is_draining,
             stores={self.sessions.name: self.sessions.health()[0]},
             log_lines_dropped=0 if self.access_log is None else self.access_log.dropped,
-            trace_spans={} if self._spans is None else self._spans.counts(),
+            trace_spans=self._trace_spans(),
         )
 
     # --- configuration -----------------------------------------------------------------
@@ -293,6 +299,11 @@ def _door_limits(config: Config) -> DoorLimits:
         trusted_proxies=config.trusted_proxies,
         drain_s=limits.drain,
     )
+
+
+def _tracer(config: Config) -> Tracer | None:
+    traces = config.telemetry.traces
+    return None if traces is None else Tracer(traces.sample, limit=traces.limit, clock=now)
 
 
 def _spans(config: Config) -> SpanSink | None:

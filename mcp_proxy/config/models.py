@@ -148,6 +148,9 @@ class TracesConfig(Model):
     endpoint: CollectorUrl
     sample: Ratio = 0.01
     """Of the traces that begin here. Whether others are recorded is what `traceparent` says."""
+    limit: OptionalCount = 500
+    """Exchanges recorded in a second by a process, whoever asks for it: the sampled flag of `traceparent` is
+    the word of any client."""
     headers: dict[HeaderName, SecretText] = Field(default_factory=dict)
     """Sent to the collector, for example `authorization`."""
     timeout: Duration = written("10s")

@@ -102,7 +102,8 @@ COUNTERS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "trace_spans_total": (
         "Spans of sampled exchanges: exported, dropped (too many waited) or failed (the collector refused"
-        " them or could not be reached).",
+        " them or could not be reached); limited: exchanges that telemetry.traces.limit kept from being"
+        " recorded.",
         ("result",),
     ),
 }

@@ -169,13 +169,26 @@ class Trace:
 
 class Tracer:
     """Decides what is recorded. ``sample``: the share of traces that begin here; others follow the decision
-    of who began them. ``draw`` returns that many random bits."""
+    of who began them, but anybody can claim that: no more than ``limit`` exchanges are recorded in a second.
+    ``draw`` returns that many random bits, ``clock`` seconds; it is needed with a limit."""
 
-    __slots__ = ("_bound", "_draw")
+    __slots__ = ("_bound", "_clock", "_draw", "_left", "_limit", "_second", "limited")
 
-    def __init__(self, sample: float, *, draw: Callable[[int], int] = random.getrandbits) -> None:
+    def __init__(
+        self,
+        sample: float,
+        *,
+        limit: int | None = None,
+        draw: Callable[[int], int] = random.getrandbits,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._bound = round(sample * (1 << _RATIO_BITS))
+        self._limit = limit
         self._draw = draw
+        self._clock = clock
+        self._second = self._left = 0
+        self.limited = 0
+        """Exchanges that were not recorded because of ``limit``."""
 
     def begin(
         self,
@@ -204,10 +217,25 @@ class Tracer:
         trace_id = _id(self._draw, 128)
         if trace_id & _RATIO_MASK >= self._bound:
             return None
-        return Trace(trace_id, 0, "", None, self._draw)
+        return Trace(trace_id, 0, "", None, self._draw) if self._may_record() else None
 
-    def _child(self, parent: Context, state: str, link: Context | None) -> Trace:
+    def _child(self, parent: Context, state: str, link: Context | None) -> Trace | None:
+        if not self._may_record():
+            return None
         return Trace(parent.trace_id, parent.span_id, read_state(state), link, self._draw)
+
+    def _may_record(self) -> bool:
+        if self._limit is None:
+            return True
+        assert self._clock is not None
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._left = second, self._limit
+        if self._left == 0:
+            self.limited += 1
+            return False
+        self._left -= 1
+        return True
 
 
 def _id(draw: Callable[[int], int], bits: int) -> int:

@@ -310,3 +310,26 @@ def test_an_answer_to_nobody_is_not_looked_at() -> None:
     trace.peek(b"data: {}\n\n")
 
     assert trace.body == b""
+
+
+def test_no_more_is_recorded_in_a_second_than_the_limit_whoever_asks_for_it() -> None:
+    times = iter([5.0, 5.5, 5.9, 6.0, 6.1, 6.2, 6.3])
+    tracer = Tracer(1.0, limit=2, clock=lambda: next(times))
+    parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    asked = (parent, None, parent, parent, None, None)
+    recorded = [tracer.begin(each, None, None, None) is not None for each in asked]
+
+    assert recorded == [True, True, False, True, True, False]
+    assert tracer.limited == 2
+
+
+def test_what_is_not_sampled_does_not_use_up_the_limit() -> None:
+    tracer = Tracer(0.0, limit=1, clock=lambda: 1.0)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
+    for _ in range(10):
+        assert tracer.begin(None, None, parent + "0", None) is None
+        assert tracer.begin(None, None, None, None) is None
+
+    assert tracer.begin(None, None, parent + "1", None) is not None
+    assert tracer.limited == 0
