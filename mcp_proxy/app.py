@@ -74,18 +74,7 @@ class Service:
         self.is_draining = False
         self._tasks = Tasks()
         self._ticker = Ticker()
-        self.metrics = Metrics(self._gauges, reasons=TABLE)
-        self.access_log = _access_log(config)
-        self._tracer = _tracer(config)
-        self._spans = _spans(config)
-        self.recent = Ring()
-        self._ticker.add(self.recent.sweep)
-        sinks: dict[str, Sink | None] = {"access_log": self.access_log, "traces": self._spans}
-        self.recorder = Recorder(
-            sinks, batch=BATCH, key=digest_key, ring=self.recent, on_failure=self.metrics.sink_failed
-        )
-        self._measure(config)
-        self._ticker.add(self._flush)
+        self._observe(config, digest_key)
         connections = connections_for(current_fd_limit())
         self._by_route: dict[str, Pool] = {}
         self._watch = SessionWatch(self._by_route)
@@ -126,6 +115,21 @@ class Service:
         self._ticker.add(self._settings.sweep)
         self.door = AsgiDoor(self.gateway, on_startup=self.start, on_shutdown=self.aclose)
         self.door.http11 = self._settings
+
+    def _observe(self, config: Config, digest_key: bytes) -> None:
+        """Choose where records go."""
+        self.metrics = Metrics(self._gauges, reasons=TABLE)
+        self.access_log = _access_log(config)
+        self._tracer = _tracer(config)
+        self._spans = _spans(config)
+        self.recent = Ring()
+        self._ticker.add(self.recent.sweep)
+        sinks: dict[str, Sink | None] = {"access_log": self.access_log, "traces": self._spans}
+        self.recorder = Recorder(
+            sinks, batch=BATCH, key=digest_key, ring=self.recent, on_failure=self.metrics.sink_failed
+        )
+        self._measure(config)
+        self._ticker.add(self._flush)
 
     def _measure(self, config: Config) -> None:
         """With ``telemetry.metrics: false`` nothing; only what is no exchange goes on being counted."""
