@@ -102,10 +102,14 @@ class Porter:
             key = SessionKey(route[0], head.session_id)
         principal = self._identify(request)
         digest = "" if principal is None else principal.digest
-        own = given(request.headers) if self._forwarder.trusts(request) else b""
+        own = self.named(request)
         return Admitted(
             request, head, route[0], route[1], mark + query, client, key, digest, own, porter=self
         )
+
+    def named(self, request: Request) -> bytes:
+        """Line with the id that a trusted proxy gave the request; empty if none did."""
+        return given(request.headers) if self._forwarder.trusts(request) else b""
 
     def again(self, admitted: Admitted) -> Admitted | Rejection:
         """What another porter has admitted, before a reload. Doors remember what they were told."""

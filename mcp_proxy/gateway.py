@@ -124,6 +124,8 @@ class Gateway:
         self.live.add(exchange)
         try:
             plan = refusal or self._plan(exchange, body)
+            if self._tracer is not None:
+                exchange.trace = begin(self._tracer, admission, exchange.envelope)
             if type(plan) is Plan:
                 exchange.plan = plan
                 self._route(exchange, plan)
@@ -138,7 +140,7 @@ class Gateway:
     def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
         status, headers, body = render(rejection)
         headers += self._porter.cors(request)
-        reply.own = own = self._ids.line()
+        reply.own = own = self._porter.named(request) or self._ids.line()
         reply.answer(status, headers, body)
         self._recorder.refused(request, self._porter.route(request), rejection, status, len(body), own)
 
@@ -155,11 +157,7 @@ class Gateway:
                 reason = "parse_error" if error.code == -32700 else "invalid_request"
                 return Rejection(reason, error.detail, error.id)
             exchange.envelope = envelope
-            if self._tracer is not None:
-                exchange.trace = begin(self._tracer, admission, envelope)
             return plan_post(admission.head, envelope)
-        if self._tracer is not None:
-            exchange.trace = begin(self._tracer, admission)
         if method == b"GET":
             return plan_get(admission.head)
         return plan_delete(admission.head) if method == b"DELETE" else None

@@ -19,8 +19,8 @@ from mcp_proxy.wire import Fields
 _CONTEXT: Final = frozenset((b"traceparent", b"tracestate"))
 
 
-def begin(tracer: Tracer, admission: Admitted, envelope: Envelope | None = None) -> Trace | None:
-    """None: not sampled."""
+def begin(tracer: Tracer, admission: Admitted, envelope: Envelope | None) -> Trace | None:
+    """None: not sampled. Without an envelope: a request without a message, or with none that can be read."""
     context = admission.context
     if context is None:
         admission.context = context = _context(admission)

@@ -37,6 +37,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
+            {headers}
             proxy_buffering off;
             proxy_read_timeout 1h;
         }}
@@ -46,14 +47,16 @@ http {{
 
 
 @contextlib.asynccontextmanager
-async def nginx(ports: Sequence[int], folder: Path) -> AsyncIterator[int]:
-    """In front of ``ports``; yields its own port. ``folder`` exists and gets configuration and logs."""
+async def nginx(ports: Sequence[int], folder: Path, **headers: str) -> AsyncIterator[int]:
+    """In front of ``ports``; yields its own port. ``folder`` exists and gets configuration and logs.
+    ``headers`` are set in requests; underscores become hyphens."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     assert program is not None, "nginx is not installed (make setup)"
     (port,) = free_ports(1)
     servers = "\n        ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in ports)
     config = folder / "nginx.conf"
-    config.write_text(_CONFIG.format(port=port, servers=servers))
+    lines = (f"proxy_set_header {name.replace('_', '-')} {value};" for name, value in headers.items())
+    config.write_text(_CONFIG.format(port=port, servers=servers, headers="\n            ".join(lines)))
     process = await asyncio.create_subprocess_exec(
         *(program, "-p", f"{folder}/", "-e", "error.log", "-c", str(config)),
         stdin=asyncio.subprocess.DEVNULL,
