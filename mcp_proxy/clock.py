@@ -60,6 +60,47 @@ class patience:  # written as ``asyncio.timeout`` is
         self._timeout.reschedule(at_s + min(late_s, self._delay_s) if late_s > PAUSE_S else at_s)
 
 
+class Turn:
+    """One turn of the event loop. ``began_s``: when it was first asked about in it, which is before anything
+    that came with it was served. ``ended_s``: everything written in it was handed to the kernel; 0 until
+    then."""
+
+    __slots__ = ("began_s", "ended_s")
+
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
+        self.ended_s = 0.0
+
+
+class Turns:
+    """Which turn of the event loop this is. What comes together is served one after the other, and what is
+    written leaves at the end of the turn: who looks at ``now`` sees a request for 10 us that was here for
+    all of the turn. To be asked as ``turns.turn or turns.begin()``, which spares most who ask a call."""
+
+    __slots__ = ("_end", "_soon", "turn")
+
+    def __init__(self) -> None:
+        self.turn: Turn | None = None
+        """This one, if somebody has asked about it before."""
+        # Kept: to look them up would cost as much as to call them.
+        self._end = self._over
+        self._soon: Callable[[Callable[[], None]], object] | None = None
+
+    def begin(self) -> Turn:
+        """The first to ask in a turn. Needs a running loop."""
+        self.turn = turn = Turn(now())
+        # Runs behind the writes of this turn and before the loop looks for what has come meanwhile.
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon
+        self._soon(self._end)
+        return turn
+
+    def _over(self) -> None:
+        assert self.turn is not None
+        self.turn.ended_s = now()
+        self.turn = None
+
+
 class Deadlines(Generic[T]):
     """A queue of items that expire ``delay_s`` after they were armed. None: never."""
 

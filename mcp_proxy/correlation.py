@@ -8,8 +8,7 @@ header line that it is, because that is what doors and transports write.
 from __future__ import annotations
 
 import re
-import secrets
-from itertools import count
+from random import getrandbits
 from typing import Final
 
 from mcp_proxy.wire import Headers
@@ -19,18 +18,10 @@ NAME: Final = b"x-request-id"
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
 
 
-class RequestIds:
-    """Ids of one process: 16 random hex digits of the process, then 16 of a number."""
-
-    __slots__ = ("_numbers", "_prefix")
-
-    def __init__(self) -> None:
-        self._prefix = b"%b: %b" % (NAME, secrets.token_hex(8).encode())
-        self._numbers = count(1)
-
-    def line(self) -> bytes:
-        """A header line with the next id, with its CR LF."""
-        return b"%b%016x\r\n" % (self._prefix, next(self._numbers))
+def new() -> bytes:
+    """A header line with a new id, 32 hex digits, with its CR LF. Random, because a number would tell every
+    client how many others there are; nobody relies on its being hard to guess."""
+    return b"x-request-id: %b\r\n" % getrandbits(128).to_bytes(16, "big").hex().encode()
 
 
 def given(headers: Headers) -> bytes:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import Deadlines, now
+from mcp_proxy.clock import Deadlines, Turns, now
 from mcp_proxy.correlation import id_of
 from mcp_proxy.envelope import Envelope, Kind
 from mcp_proxy.errors import Fault, Phase, UpstreamError
@@ -92,6 +92,7 @@ class Director(Protocol):
     """The gateway, as its exchanges see it."""
 
     json_hold: int
+    turns: Turns
     parting_due: Deadlines[Exchange]
     """Calls ``part_now`` of streams that are to end, after ``EVENT_REST_S``."""
 
@@ -118,55 +119,12 @@ class Exchange:
     """Implements Conversation for its door and Receiver for its transport."""
 
     __slots__ = (
-        "_call",
-        "_director",
-        "_ended",
-        "_ends_early",
-        "_held",
-        "_held_bytes",
-        "_last",
-        "_length",
-        "_occupies",
-        "_parting",
-        "_paused",
-        "_reply",
-        "_whole",
-        "admission",
-        "attempts",
-        "backend",
-        "begun_s",
-        "body",
-        "byte_s",
-        "bytes_in",
-        "bytes_out",
-        "complete_s",
-        "doubts",
-        "envelope",
-        "fault",
-        "finished_s",
-        "head_s",
-        "headers",
-        "is_counted",
-        "is_stream",
-        "key",
-        "opens_session",
-        "own",
-        "pending",
-        "phase",
-        "pin_retries",
-        "plan",
-        "pool",
-        "reason",
-        "record",
-        "sent_s",
-        "started_s",
-        "state",
-        "status",
-        "streams_from",
-        "tap",
-        "trace",
-        "tried",
-        "waited_s",
+        "_call", "_director", "_ended", "_ends_early", "_held", "_held_bytes", "_last", "_length",
+        "_occupies", "_parting", "_paused", "_reply", "_sent", "_whole", "admission", "attempts", "backend",
+        "begun_s", "body", "byte_s", "bytes_in", "bytes_out", "complete_s", "doubts", "envelope", "fault",
+        "finished_s", "head_s", "headers", "is_counted", "is_stream", "key", "last", "opens_session",
+        "own", "pending", "phase", "pin_retries", "plan", "pool", "reason", "record", "sent_s", "started_s",
+        "state", "status", "streams_from", "tap", "trace", "tried", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -232,9 +190,11 @@ class Exchange:
         self.phase = Phase.NONE
         """Who ended it, and where; valid once it is DONE."""
         # times, by clock.now(); 0 for what has not happened
-        self.started_s = now()
+        self.last = self._sent = turn = director.turns.turn or director.turns.begin()
+        """The turns of the loop in which the last bytes left, and in which the attempt in progress began."""
+        self.started_s = turn.began_s
         self.sent_s = 0.0
-        """Of the attempt in progress."""
+        """Of the attempt in progress; or since when its backend is waited for again."""
         self.head_s = 0.0
         self.complete_s = 0.0
         """The backend had nothing more to say."""
@@ -264,7 +224,9 @@ class Exchange:
         self.backend = backend
         self.tried = (*self.tried, backend.id)
         self.attempts += 1
-        self.sent_s = now()
+        turns = self._director.turns
+        self._sent = turn = turns.turn or turns.begin()
+        self.sent_s = turn.began_s
         self.head_s = self.complete_s = 0.0
         backend.inflight += 1
         self._occupies = True
@@ -318,11 +280,19 @@ class Exchange:
         """Keep a head until ``stored`` is called."""
         self._move(State.STORING)
         self.status, self.headers, self._length = status, headers, length
+        # The registry is waited for now, not the backend.
+        waited_s = self.head_s - (self._sent.ended_s or self.sent_s)
+        self.waited_s += max(0.0, waited_s)
+        self.sent_s = 0.0
         if self._call is not None:
             self._call.pause()
 
     def stored(self) -> None:
         """The registry has acknowledged: the kept head may leave."""
+        if self.complete_s == 0.0:
+            turns = self._director.turns
+            self._sent = turn = turns.turn or turns.begin()
+            self.sent_s = turn.began_s
         if not self._paused and not self._ended and self._call is not None:
             self._call.resume()
         self.relay(self.status, self.headers, self._length)
@@ -377,6 +347,8 @@ class Exchange:
     def disconnect(self) -> None:
         if self.state is not State.DONE:
             phase = _PHASES[self.state]
+            if self.state is not State.RELAYING:
+                self.status = 0  # that of a head which has not left
             self._drop_call()
             self._close()
             self._finish(Fault.CLIENT, phase)
@@ -447,7 +419,8 @@ class Exchange:
         self._call = None
         if self.state is State.WAITING:
             self._whole = body
-        self.head_s = self.complete_s = now()
+        turns = self._director.turns
+        self.head_s = self.complete_s = (turns.turn or turns.begin()).began_s
         self._headed(status, headers, len(body))
 
     def on_body(self, chunk: bytes) -> None:
@@ -464,7 +437,7 @@ class Exchange:
             self.bytes_out += size
             if self.is_stream:
                 self.byte_s = now()
-                if self.trace is not None:
+                if self.trace is not None and last is None:  # one that listens waits for no answer
                     self.trace.peek(chunk)
             self._reply.write(chunk)
             return
@@ -483,6 +456,7 @@ class Exchange:
         rest = chunk if end is None else chunk[:end]
         if rest:
             self.bytes_out += len(rest)
+            self.byte_s = now()
             self._reply.write(rest)
         if end is not None:
             self.part_now()
@@ -490,7 +464,8 @@ class Exchange:
     def on_end(self) -> None:
         self._call = None
         if self.complete_s == 0.0:
-            self.complete_s = now()
+            turns = self._director.turns
+            self.complete_s = (turns.turn or turns.begin()).began_s
         if self.state is State.HOLDING:
             if self.tap is None:
                 self.answer_held()
@@ -558,13 +533,16 @@ class Exchange:
             call.cancel()
 
     def _attempt_over(self, at_s: float) -> None:
-        """Count the time for which its backend kept us waiting. Idempotent."""
+        """Count the time for which its backend kept us waiting: from the end of the turn in which the request
+        was written, until it had nothing more to say. Idempotent."""
+        until_s = self.complete_s or at_s
         if self.sent_s:
-            complete_s = self.complete_s or at_s
-            self.waited_s += complete_s - self.sent_s
+            waited_s = until_s - (self._sent.ended_s or self.sent_s)
+            if waited_s > 0:  # and not an answer that came with other things of that turn
+                self.waited_s += waited_s
             self.sent_s = 0.0
-            if self.trace is not None:
-                self.trace.ended(complete_s)
+        if self.trace is not None and self.attempts:
+            self.trace.ended(until_s)
 
     def _leave_backend(self) -> None:
         if self._occupies and self.backend is not None:
@@ -599,9 +577,9 @@ class Exchange:
     def _finish(self, fault: Fault, phase: Phase) -> None:
         """The last call has been made."""
         self.finished_s = now()
+        turns = self._director.turns
+        self.last = turns.turn or turns.begin()
         self._attempt_over(self.finished_s)
-        if self.trace is not None:
-            self.trace.finished_s = self.finished_s
         self.fault, self.phase = fault, phase
         # The recorder may keep it for a while.
         self.body = b""

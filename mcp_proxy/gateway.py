@@ -16,8 +16,8 @@ import msgspec
 
 from mcp_proxy.admission import Admitted, Porter, preflight
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import Deadlines
-from mcp_proxy.correlation import RequestIds
+from mcp_proxy.clock import Deadlines, Turns
+from mcp_proxy.correlation import new as new_id
 from mcp_proxy.envelope import EnvelopeError, parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import EVENT_REST_S, Exchange, State
@@ -82,6 +82,7 @@ class Gateway:
         """Exchanges in progress."""
         self.quotas = quotas
         self.discover_due: Deadlines[Exchange] = Deadlines(DISCOVER_HEAD_S, self._expire_discover)
+        self.turns = Turns()
         self.parting_due: Deadlines[Exchange] = Deadlines(EVENT_REST_S, Exchange.part_now)
         self.pools = pools
         self._ending: deque[tuple[Exchange, Backend]] = deque()
@@ -99,7 +100,6 @@ class Gateway:
         self._recorder = recorder
         self._meters = meters
         self._tracer = tracer
-        self._ids = RequestIds()
 
     def reconfigure(self, porter: Porter, forwarder: Forwarder, body_limit: int, json_hold: int) -> None:
         """For requests that are admitted from now on."""
@@ -120,7 +120,7 @@ class Gateway:
             judged = self._porter.again(admission)
             admission, refusal = (admission, judged) if isinstance(judged, Rejection) else (judged, None)
         exchange = Exchange(self, admission, self.pools.get(admission.pool) or _NO_POOL, body, reply)
-        exchange.own = reply.own = admission.own or self._ids.line()
+        exchange.own = reply.own = admission.own or new_id()
         self.live.add(exchange)
         try:
             plan = refusal or self._plan(exchange, body)
@@ -140,7 +140,7 @@ class Gateway:
     def refuse(self, request: Request, rejection: Rejection, reply: Reply) -> None:
         status, headers, body = render(rejection)
         headers += self._porter.cors(request)
-        reply.own = own = self._porter.named(request) or self._ids.line()
+        reply.own = own = self._porter.named(request) or new_id()
         reply.answer(status, headers, body)
         self._recorder.refused(request, self._porter.route(request), rejection, status, len(body), own)
 

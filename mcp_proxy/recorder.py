@@ -5,6 +5,7 @@ Rules of this file: no session id leaves it, only a keyed hash that is useless e
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -42,7 +43,7 @@ which costs a third less than to visit them between two requests."""
 
 
 class Recorder:
-    """Turns ended exchanges into records, ``batch`` at a time; ``flush`` does it now."""
+    """Turns ended exchanges into records, ``batch`` at a time (1: each at once); ``flush`` does it now."""
 
     def __init__(
         self,
@@ -78,8 +79,11 @@ class Recorder:
     def finished(self, exchange: Exchange) -> None:
         """Record an exchange that has just ended."""
         self._ended.append(exchange)
-        if len(self._ended) >= self._batch:
+        if self._batch == 1:
             self.flush()
+        elif len(self._ended) == self._batch:
+            # Not now: when the turn is over, so is what was written in it.
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Hand over what has ended so far. A job for the Ticker, and for whoever is about to
@@ -99,6 +103,11 @@ class Recorder:
         envelope = exchange.envelope
         backend = exchange.backend
         key = exchange.key
+        finished_s = exchange.last.ended_s or exchange.finished_s
+        if exchange.trace is not None:
+            exchange.trace.finished_s = finished_s
+        # Not one that was refused, or left, before its head was sent: metrics of streams agree.
+        is_stream = exchange.streams_from is not None
         # _value_: Enum's ``value`` is a property written in Python.
         method = name = kind = ""
         if envelope is not None:
@@ -107,7 +116,7 @@ class Recorder:
                 # The id may be all that is needed to read or cancel the task.
                 name = self._digest(name.encode())
         return RequestRecord(
-            wall_s + exchange.finished_s,
+            wall_s + finished_s,
             admission.route,
             admission.pool,
             "" if backend is None else backend.id,
@@ -120,18 +129,18 @@ class Recorder:
             exchange.reason,
             "" if key is None else self._digest(key.session_id),
             admission.client,
-            exchange.finished_s - exchange.started_s,
+            finished_s - exchange.started_s,
             exchange.waited_s,
             exchange.bytes_in,
             exchange.bytes_out,
-            exchange.is_stream,
+            is_stream,
             exchange.attempts,
             exchange.fault,
             exchange.phase,
             id_of(exchange.own),
             admission.principal,
-            (exchange.begun_s or exchange.finished_s) - exchange.started_s if exchange.status else 0.0,
-            _idle_s(exchange) if exchange.is_stream else 0.0,
+            (exchange.begun_s or finished_s) - exchange.started_s if exchange.status else 0.0,
+            _idle_s(exchange) if is_stream else 0.0,
             exchange.trace,
         )
 

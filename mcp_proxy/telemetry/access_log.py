@@ -18,6 +18,7 @@ Rules of this file:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import select
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mcp_proxy.telemetry import RequestRecord
+
+logger = logging.getLogger("mcp_proxy")
 
 STDOUT = 1
 
@@ -147,7 +150,8 @@ class AccessLog:
     def reopen(self) -> None:
         """The file was renamed by log rotation: go on in a new one of the old name.
 
-        When that fails, lines keep going to the old file. No effect on an inherited descriptor.
+        When that fails, lines keep going to the old file, and the log says so. No effect on an
+        inherited descriptor.
         """
         self._write_lines()
         self._out.reopen()
@@ -312,7 +316,8 @@ class _Output:
         self.flush()
         try:
             fd = _open(self._path)
-        except OSError:
+        except OSError as error:
+            logger.warning("access log %s: cannot be opened anew: %s", self._path, error.strerror)
             return
         if self._is_torn:
             # The disk was full: the rest of this line makes no sense in another file.

@@ -4,6 +4,8 @@ Rules of this file:
 * A record never begins a second one and never speaks to a terminal, whatever a client, a backend or a file
   put into it. In ``text`` only tracebacks have further lines, and those are indented.
 * A line is bounded, and making or writing one never raises: a full disk is no reason to fail a request.
+  Nor does it wait: whoever reads standard error and stops must not stop the event loop. What there is no
+  room for is lost.
 * A JSON line is ASCII, so that it is valid JSON whatever encoding standard error has.
 * One formatter for all: libraries, asyncio, warnings, and what ends the process.
 * Libraries are not heard below WARNING, whatever the level: what clients for HTTP and Redis say there is the
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from mcp_proxy.telemetry.access_log import text_of
+from mcp_proxy.telemetry.access_log import PIPE_BUF, text_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -120,12 +124,38 @@ def _name_of(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+class Outlet(logging.Handler):
+    """Writes to a descriptor, in pieces for which poll says that a pipe has room. A line that was not written
+    whole is ended before the next one."""
+
+    def __init__(self, fd: int, encoding: str) -> None:
+        super().__init__()
+        self._fd = fd
+        self._encoding = encoding
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._is_torn = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{self.format(record)}\n".encode(self._encoding, "backslashreplace")
+            self._write(b"\n" + line if self._is_torn else line)
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, line: bytes) -> None:
+        left = line
+        while left and self._poll.poll(0):
+            left = left[os.write(self._fd, left[:PIPE_BUF]) :]
+            self._is_torn = bool(left)
+
+
 # --- of this process -------------------------------------------------------------------------------
 
 
 def begin(level: str, form: Form, *, is_worker: bool = False) -> None:
     """Everything that this process says goes to standard error in this form from now on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _handler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(is_worker=is_worker))
     logging.basicConfig(handlers=[handler], force=True)
     logging.raiseExceptions = False  # lines that cannot be written are lost, without further lines about them
@@ -134,6 +164,13 @@ def begin(level: str, form: Form, *, is_worker: bool = False) -> None:
     sys.unraisablehook = _unraisable
     threading.excepthook = _thread_failed
     set_level(level)
+
+
+def _handler() -> logging.Handler:
+    try:
+        return Outlet(sys.stderr.fileno(), sys.stderr.encoding)
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        return logging.StreamHandler(sys.stderr)
 
 
 def level() -> Level:

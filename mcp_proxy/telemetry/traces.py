@@ -163,7 +163,7 @@ class Trace:
         call for an attempt counts."""
         attempt = self.attempts[-1]
         if attempt.ended_s == 0.0:
-            attempt.ended_s = at_s
+            attempt.ended_s = max(at_s, attempt.sent_s)  # ``at_s`` may be the beginning of a turn of the loop
             attempt.error = error
 
 

@@ -15,13 +15,14 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from tests.bench import candidates, decisions, load, report
+from tests.bench import candidates, decisions, load, overhead, report, telemetry
 from tests.bench.measure import Bench, Options
 from tests.bench.procs import BenchError, free_port, raise_file_limit
 
 BUILD = Path("build").absolute()
 PROFILED_LINES = 40
-_NAMES = (*candidates.CANDIDATES, decisions.PHASE)
+_QUESTIONS = (decisions.PHASE, telemetry.PHASE, overhead.PHASE)
+_NAMES = (*candidates.CANDIDATES, *_QUESTIONS)
 """What ``--only`` may name: who is measured, and what is measured without any of them."""
 _LIBRARIES = ("httptools", "uvicorn", "uvloop", "msgspec", "prometheus-client")
 
@@ -74,7 +75,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _options(arguments: argparse.Namespace, directory: Path) -> Options:
-    asked = arguments.only.split(",") if arguments.only else _NAMES
+    by_default = (*candidates.CANDIDATES, decisions.PHASE) if arguments.smoke else _NAMES
+    asked = arguments.only.split(",") if arguments.only else by_default
     unknown = [name for name in asked if name not in _NAMES]
     if unknown:
         sys.exit(f"unknown candidate: {', '.join(unknown)}")
@@ -89,7 +91,7 @@ def _options(arguments: argparse.Namespace, directory: Path) -> Options:
         arguments.rounds,
         arguments.seconds,
         streams=streams,
-        decides=decisions.PHASE in asked,
+        questions=frozenset(asked).intersection(_QUESTIONS),
     )
     if arguments.smoke:
         return options._replace(

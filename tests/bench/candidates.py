@@ -30,6 +30,10 @@ class Setup(NamedTuple):
     """Write a cProfile dump here when the instance ends (our doors only)."""
     sessions: str = "{store: memory}"
     """Where sessions are kept (our doors only)."""
+    telemetry: str = ""
+    """What is told about calls (our doors only), if not metrics and access lines."""
+    admin_port: int = 0
+    """Of our doors; 0: any."""
 
 
 class Start(NamedTuple):
@@ -107,8 +111,11 @@ pools:
   bench: {{backends: ["http://127.0.0.1:{backend_port}/mcp"]}}
 routes:
   - {{path: /mcp, pool: bench}}
-telemetry: {{access_log: json, access_log_file: {directory}/access.log, metrics: true}}
+telemetry: {telemetry}
 """
+
+
+_TELEMETRY = "{{access_log: json, access_log_file: {directory}/access.log, metrics: true}}"
 
 
 def _nginx(setup: Setup, *replicas: int) -> Start:
@@ -213,9 +220,9 @@ def _our_config(setup: Setup) -> Path:
         _OURS.format(
             port=setup.port,
             backend_port=setup.backend_port,
-            admin_port=free_port(),
-            directory=setup.directory,
+            admin_port=setup.admin_port or free_port(),
             sessions=setup.sessions,
+            telemetry=setup.telemetry or _TELEMETRY.format(directory=setup.directory),
         )
     )
     return config

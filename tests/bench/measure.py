@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import candidates, decisions, load, registry
+from tests.bench import candidates, decisions, load, overhead, registry, telemetry
 from tests.bench.backend import FLOOD_CHUNK_BYTES
 from tests.bench.procs import BenchError, Process, free_port
 from tests.bench.report import Numbers, Results, percentile
@@ -41,8 +41,8 @@ class Options(NamedTuple):
     flood_mib: int = 64
     compares_streams: bool = True
     """Whether calls beside idle streams are compared with calls beside none."""
-    decides: bool = True
-    """Whether routing decisions are measured, which needs none of ``names``."""
+    questions: frozenset[str] = frozenset()
+    """What else is measured, none of which needs ``names``."""
 
 
 class Instance(NamedTuple):
@@ -64,13 +64,18 @@ class Bench:
         self.options = options
         self.results: Results = {}
         self.failed: dict[str, str] = {}
-        self._say = say
+        self.say = say
         self._instances = 0
 
     def run(self) -> None:
-        if self.options.decides:
-            self._say(decisions.PHASE)
+        questions = self.options.questions
+        if decisions.PHASE in questions:
+            self.say(decisions.PHASE)
             decisions.run(self.results, self.options.rounds, self.options.seconds)
+        if telemetry.PHASE in questions:
+            telemetry.run(self)
+        if overhead.PHASE in questions:
+            overhead.run(self)
         if self.options.names:
             self._measure()
 
@@ -122,7 +127,7 @@ class Bench:
             yield
         except (BenchError, OSError, HTTPException) as error:
             self.failed[name] = str(error) or type(error).__name__
-            self._say(f"{name}: {error}")
+            self.say(f"{name}: {error}")
 
     def rounds(
         self,
@@ -134,7 +139,7 @@ class Bench:
         """Alternate: every candidate once per round."""
         of_phase = self.results.setdefault(phase, {})
         for number in range(self.options.rounds):
-            self._say(f"{phase}: round {number + 1} of {self.options.rounds}")
+            self.say(f"{phase}: round {number + 1} of {self.options.rounds}")
             for instance in instances:
                 if instance.name in self.failed:
                     continue
@@ -146,7 +151,7 @@ class Bench:
         """With a fresh process: memory that an earlier test has freed would hide growth."""
         if name in self.failed:
             return
-        self._say(f"{phase}: {name}")
+        self.say(f"{phase}: {name}")
         with self.excluding(name), self.backend() as backend:
             instance = self._start(name, backend)
             assert instance.process is not None

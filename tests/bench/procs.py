@@ -96,6 +96,14 @@ class Process:
         """CPU time used so far by the process and its descendants, user and system."""
         return sum(cpu_ns(pid) for pid in self.pids())
 
+    def waited_ns(self) -> int:
+        """For how long it could have run and another process did, 0 where the kernel does not say so."""
+        return sum(
+            int(file.read_text().split()[1])
+            for pid in self.pids()
+            for file in Path(f"/proc/{pid}/task").glob("*/schedstat")
+        )
+
     def rss_bytes(self) -> int:
         return sum(rss_bytes(pid) for pid in self.pids())
 

@@ -7,7 +7,7 @@ both sides of its ratio.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -42,6 +42,19 @@ GOALS = (
         Goal(f"{policy}: routing decision, 1,000 backends x 2", "decisions", policy, "ratio", False, 1.2)
         for policy in ("least_sessions", "least_inflight", "round_robin", "hash")
     ),
+    Goal("metrics, access log: CPU us per call", "telemetry", "metrics + access log", "added_us", False, 8),
+    Goal("traces at 1 %: CPU us per call more", "telemetry", "traces at 1 %", "traces_us", False, 3.0),
+    *(
+        Goal(f"overhead metric, {load}: % off", "overhead", load, "away_percent", False, 20.0)
+        for load in (
+            "1 connection",
+            "8 connections",
+            "32 connections",
+            "30 % of capacity",
+            "bodies of 256 KiB",
+            "cold sessions",
+        )
+    ),
     Goal("http11: MiB that a stalled reader costs", "stall", "http11", "growth_mib", False, 8.0),
 )
 
@@ -51,6 +64,8 @@ class Column(NamedTuple):
     field: str
     form: str
     is_ratio: bool = False
+    of: Callable[[Sequence[float]], float] = median
+    """What is shown of the rounds."""
 
 
 class Table(NamedTuple):
@@ -155,6 +170,37 @@ TABLES = (
         "1 replica",
     ),
     Table(
+        "telemetry",
+        "http11 door: tools/call in a session, by what telemetry tells; collector in a process of its own",
+        (
+            Column("CPU us/call", "cpu_us", "{:.1f}"),
+            Column("more than off", "added_us", "{:.1f}"),
+            Column("from", "added_us", "{:.1f}", of=min),
+            Column("to", "added_us", "{:.1f}", of=max),
+            Column("recorded %", "recorded_percent", "{:.2f}"),
+            Column("more than log", "traces_us", "{:.1f}"),
+            Column("from", "traces_us", "{:.1f}", of=min),
+            Column("to", "traces_us", "{:.1f}", of=max),
+            Column("calls/s", "per_s", "{:,.0f}"),
+            Column("p50 ms", "p50_ms", "{:.2f}"),
+            Column("p99 ms", "p99_ms", "{:.2f}"),
+        ),
+    ),
+    Table(
+        "overhead",
+        "the proxy's own time per call, us: by its metric (inside), by packets on the network (outside)",
+        (
+            Column("calls", "calls", "{:,.0f}"),
+            Column("inside", "inside_us", "{:.1f}"),
+            Column("outside", "outside_us", "{:.1f}"),
+            Column("its median", "outside_p50_us", "{:.1f}"),
+            Column("wait for CPU", "waited_us", "{:.1f}"),
+            Column("inside/outside", "ratio", "{:.2f}"),
+            Column("from", "ratio", "{:.2f}", of=min),
+            Column("to", "ratio", "{:.2f}", of=max),
+        ),
+    ),
+    Table(
         "decisions",
         "routing decision, CPU us: the envelope and the plan, then the choice of a backend",
         (
@@ -174,10 +220,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def value(results: Results, phase: str, candidate: str, field: str) -> float | None:
-    """Median over the rounds; None if the candidate was not measured."""
+def value(
+    results: Results,
+    phase: str,
+    candidate: str,
+    field: str,
+    of: Callable[[Sequence[float]], float] = median,
+) -> float | None:
+    """Median over the rounds, or what else is asked of them; None if the candidate was not measured."""
     rounds = results.get(phase, {}).get(candidate)
-    return median(numbers[field] for numbers in rounds) if rounds else None
+    return of([numbers[field] for numbers in rounds]) if rounds else None
 
 
 def ratio(results: Results, phase: str, candidate: str, field: str, reference: str) -> float | None:
@@ -253,7 +305,7 @@ def _cell(column: Column, results: Results, phase: str, candidate: str, referenc
     if column.is_ratio:
         number = ratio(results, phase, candidate, column.field, reference)
     else:
-        number = value(results, phase, candidate, column.field)
+        number = value(results, phase, candidate, column.field, column.of)
     return "-" if number is None else column.form.format(number)
 
 

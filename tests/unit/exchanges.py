@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mcp_proxy.admission import Admitted, Porter
-from mcp_proxy.clock import Deadlines
+from mcp_proxy.clock import Deadlines, Turn, Turns, now
 from mcp_proxy.envelope import parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import EVENT_REST_S, Exchange, State
@@ -23,6 +23,13 @@ CALL = b'{"jsonrpc":"2.0","id":"\\u0061","method":"tools/call","params":{"name":
 JSON = [(b"content-type", b"application/json")]
 
 
+class Moments(Turns):
+    """Every moment is a turn of its own."""
+
+    def begin(self) -> Turn:
+        return Turn(now())
+
+
 class Director:
     """Passes heads on as they are and gives up on every error, unless told otherwise."""
 
@@ -30,6 +37,7 @@ class Director:
 
     def __init__(self) -> None:
         self.parting_due: Deadlines[Exchange] = Deadlines(EVENT_REST_S, Exchange.part_now)
+        self.turns: Turns = Moments()
         self.finishes: list[tuple[Fault, Phase]] = []
         self.streams = 0
         self.errors: list[UpstreamError] = []

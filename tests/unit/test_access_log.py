@@ -257,12 +257,15 @@ def test_reopen_goes_on_in_a_new_file_of_the_old_name(tmp_path: Path) -> None:
     assert [value["name"] for value in lines(path)] == ["after"]
 
 
-def test_a_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_reopen_that_fails_keeps_the_old_file_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, away = tmp_path / "logs" / "access.log", tmp_path / "away"
     path.parent.mkdir()
     log = AccessLog(path)
     path.parent.rename(away)
     log.reopen()
+    assert f"access log {path}: cannot be opened anew: No such file" in caplog.text
     log.record(CALL)
     log.close()
     assert len(lines(away / "access.log")) == 1

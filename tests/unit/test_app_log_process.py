@@ -17,6 +17,7 @@ import pytest
 
 from mcp_proxy.telemetry.app_log import LEVELS
 
+BEGIN = "from mcp_proxy.telemetry import app_log\napp_log.begin('info', 'text')\n"
 MANUAL = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 
@@ -157,3 +158,32 @@ def test_the_configuration_of_the_manual_gives_another_server_the_form() -> None
         "logging.getLogger('httpx2').info('not heard')\n"
     )
     assert [line["msg"] for line in lines_of(program)] == ["heard"]
+
+
+@pytest.mark.parametrize("size", [1, 5000], ids=["short", "longer than a page of the pipe"])
+def test_a_reader_of_standard_error_that_stops_reading_stops_nobody(size: int) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe:
+        program = f"for _ in range(2000): app_log.logger.info('x' * {size})\nprint('done')"
+        with os.fdopen(writer, "wb") as stalled:
+            assert run(program, "text", stderr=stalled).stdout == b"done\n"
+        said = pipe.read().splitlines()
+    assert 0 < len(said) < 2000
+    assert {line.rpartition(b" ")[2] for line in said[:-1]} == {b"x" * size}
+
+
+def test_a_line_that_was_torn_is_ended_before_the_next_one() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb") as stalled:
+        program = (
+            "import os\n"
+            "for _ in range(20): app_log.logger.error('no', exc_info=ValueError('x' * 9000))\n"
+            f"os.read({reader}, 1 << 20)\n"
+            "app_log.logger.info('next')\n"
+        )
+        command = [sys.executable, "-c", BEGIN + program]
+        subprocess.run(command, stderr=stalled, pass_fds=[reader], timeout=30, check=True)
+        stalled.close()
+        (end, line) = pipe.read().splitlines()
+    assert end == b""
+    assert line.endswith(b"mcp_proxy: next")

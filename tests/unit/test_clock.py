@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mcp_proxy.clock import TICK_S, Deadlines, Ticker, now, patience
+from mcp_proxy.clock import TICK_S, Deadlines, Ticker, Turns, now, patience
 from tests.tools import PATIENCE_S
 
 
@@ -393,6 +393,36 @@ async def test_a_ticker_that_nobody_listens_to_may_get_a_listener_and_lose_it() 
     ticker.stop()
 
     assert len(lags) == heard
+
+
+# --- Turns ----------------------------------------------------------------------------------------
+
+
+async def test_whoever_asks_in_one_turn_of_the_loop_gets_the_same_and_in_the_next_another() -> None:
+    turns = Turns()
+    first = turns.turn or turns.begin()
+    assert (turns.turn or turns.begin()) is first
+    assert first.ended_s == 0.0
+
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    second = turns.turn or turns.begin()
+    assert second is not first
+    assert first.began_s <= first.ended_s <= second.began_s
+
+
+async def test_a_turn_ends_behind_what_was_written_in_it() -> None:
+    turns = Turns()
+    async with connected() as (reader, peer):
+        _, writer = await asyncio.open_connection(sock=peer.dup())
+        await asyncio.sleep(0)
+        turn = turns.turn or turns.begin()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        assert 0 < turn.ended_s <= now()
+        writer.close()
+        await writer.wait_closed()
 
 
 # --- a process that was paused --------------------------------------------------------------------

@@ -10,8 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mcp_proxy.clock import now
 from mcp_proxy.errors import Fault
 from mcp_proxy.exchange import Exchange, State
+from mcp_proxy.telemetry.traces import Trace
 from tests.unit.actors import Attempt
 from tests.unit.exchanges import (
     HOLD,
@@ -48,6 +50,7 @@ class AnySequence(RuleBasedStateMachine):
     )
     def begin(self, listens: bool, is_stream: bool, decision: str) -> None:
         self.rig = Rig(listens=listens, is_stream=is_stream)
+        self.trace = self.rig.exchange.trace = Trace(1, 0, "", None, lambda bits: 1)
         self.expected = b""
         self.is_paused = False
         decisions: dict[str, Callable[..., None]] = {
@@ -69,6 +72,8 @@ class AnySequence(RuleBasedStateMachine):
     @precondition(lambda self: self.state is State.ROUTING)
     @rule()
     def send(self) -> None:
+        backend = self.rig.backend
+        self.trace.attempt(backend.id, backend.host, backend.port, now())
         self.rig.send()
 
     @precondition(lambda self: self.state is State.WAITING)
@@ -153,7 +158,21 @@ class AnySequence(RuleBasedStateMachine):
             assert self.attempt is None
         if rig.reply.outcome == "end" and rig.director.finishes[0][0] is Fault.NONE:
             assert rig.reply.body == self.expected
+        if is_over:
+            self.is_accounted()
         assert rig.exchange.state is State.STORING or len(b"".join(rig.exchange._held)) <= HOLD or is_over
+
+    def is_accounted(self) -> None:
+        """Whatever the ending, the record can be believed."""
+        exchange, reply = self.rig.exchange, self.rig.reply
+        assert exchange.status == reply.status
+        assert exchange.bytes_out == len(reply.body)
+        assert 0 <= exchange.waited_s <= exchange.finished_s - exchange.started_s + 1e-9
+        assert exchange.started_s <= (exchange.begun_s or exchange.finished_s)
+        assert bool(exchange.begun_s) is reply.has_started
+        assert self.rig.director.streams == (exchange.is_stream and reply.has_started)
+        assert len(self.trace.attempts) == exchange.attempts
+        assert all(each.sent_s <= each.ended_s <= exchange.finished_s for each in self.trace.attempts)
 
     def teardown(self) -> None:
         if hasattr(self, "rig"):

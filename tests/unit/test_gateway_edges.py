@@ -212,8 +212,10 @@ async def test_a_record_tells_what_was_asked_and_of_whom_but_no_session_id() -> 
 async def test_the_time_of_the_backends_is_that_of_all_attempts_and_never_more_than_there_was() -> None:
     house = Gatehouse(2)
     house.ask(*modern("server/discover"))
+    await settle()
     waits = [-now(), now()]
     house.attempts[0].head(500, [JSON])
+    await settle()
     waits += [-now(), now()]
     house.attempts[1].fail()
     assert house.record.status == 502
@@ -224,9 +226,11 @@ async def test_a_backend_that_is_slow_with_the_rest_of_its_answer_is_waited_for(
     house = Gatehouse(1)
     house.ask(*modern("tools/call"))
     house.attempts[0].head(200, [JSON])
+    await settle()
     waits = [-now()]
     house.attempts[0].body(b"{}")
     waits += [now()]
+    await settle()
     house.attempts[0].end()
     assert house.record.upstream_s >= sum(waits)
 
@@ -234,6 +238,7 @@ async def test_a_backend_that_is_slow_with_the_rest_of_its_answer_is_waited_for(
 async def test_what_follows_the_last_byte_of_a_backend_is_our_own_time() -> None:
     house = Gatehouse(1)
     house.ask(*modern("tools/call"))
+    await settle()
     house.attempts[0].answer(200, b"{}")
     assert house.record.duration_s > house.record.upstream_s > 0
 

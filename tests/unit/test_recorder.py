@@ -9,7 +9,7 @@ import pytest
 from mcp_proxy import clock
 from mcp_proxy.admission import Admitted
 from mcp_proxy.backends import Backend
-from mcp_proxy.clock import Deadlines
+from mcp_proxy.clock import Deadlines, Turns
 from mcp_proxy.envelope import parse
 from mcp_proxy.errors import Fault, Phase, UpstreamError
 from mcp_proxy.exchange import Exchange
@@ -22,6 +22,7 @@ from mcp_proxy.tap import Owned
 from mcp_proxy.telemetry import RequestRecord
 from mcp_proxy.telemetry.families import CLOSE_REASONS
 from mcp_proxy.wire import Fields, Headers, Rejection, Request
+from tests.unit.fakes import settle
 from tests.unit.poolside import pool_of
 
 POOL = pool_of({}, name="main")
@@ -41,6 +42,9 @@ class Nobody:
     own = b""
 
     """Implements Director and Reply for exchanges that go nowhere."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
 
     json_hold = 1
     parting_due: Deadlines[Exchange] = Deadlines(None, Exchange.part_now)
@@ -95,7 +99,7 @@ def served(session_id: bytes = b"the-session") -> Exchange:
     made.backend = Backend("10.0.0.9", 8000, b"/mcp")
     made.status = 200
     made.bytes_out = 77
-    made.is_stream = True
+    made.streams_from = made.backend
     made.attempts = 2
     made.own = OWN
     made.started_s, made.waited_s, made.begun_s, made.byte_s, made.finished_s = 10.0, 1.5, 10.25, 13.0, 14.0
@@ -110,7 +114,7 @@ def recorded(made: Exchange, fault: Fault = Fault.NONE, phase: Phase = Phase.NON
     return record
 
 
-def test_a_record_says_what_happened() -> None:
+async def test_a_record_says_what_happened() -> None:
     record = recorded(served(), Fault.BACKEND, Phase.BODY)
 
     assert (record.route, record.pool, record.backend) == ("/mcp", "main", "http://10.0.0.9:8000/mcp")
@@ -126,7 +130,7 @@ def test_a_record_says_what_happened() -> None:
     assert (record.ttfb_s, record.idle_s) == (0.25, 1.0)
 
 
-def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
+async def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
     record = recorded(exchange(b"GET"), Fault.CLIENT, Phase.ROUTE)
 
     assert (record.backend, record.era, record.session) == ("", "", "")
@@ -134,29 +138,29 @@ def test_a_record_of_an_exchange_that_got_nowhere_is_full_of_nothing() -> None:
     assert (record.http_method, record.status, record.upstream_s, record.attempts) == ("GET", 0, 0.0, 0)
 
 
-def test_a_stream_without_a_byte_was_idle_since_its_head() -> None:
+async def test_a_stream_without_a_byte_was_idle_since_its_head() -> None:
     made = served()
     made.byte_s = 0.0
 
     assert recorded(made).idle_s == 3.75
 
 
-def test_an_answer_in_one_piece_begins_when_it_ends_and_is_never_idle() -> None:
+async def test_an_answer_in_one_piece_begins_when_it_ends_and_is_never_idle() -> None:
     made = served()
-    made.is_stream, made.begun_s, made.byte_s = False, 0.0, 0.0
+    made.streams_from, made.begun_s, made.byte_s = None, 0.0, 0.0
     record = recorded(made)
 
     assert (record.ttfb_s, record.idle_s) == (4.0, 0.0)
 
 
-def test_without_an_answer_there_is_no_first_byte() -> None:
+async def test_without_an_answer_there_is_no_first_byte() -> None:
     made = served()
     made.status, made.begun_s = 0, 0.0
 
     assert recorded(made).ttfb_s == 0.0
 
 
-def test_a_get_has_an_era_but_no_message() -> None:
+async def test_a_get_has_an_era_but_no_message() -> None:
     made = exchange(b"GET")
     plan = plan_get(made.admission.head)
     assert isinstance(plan, Plan)
@@ -167,7 +171,7 @@ def test_a_get_has_an_era_but_no_message() -> None:
     assert (record.era, record.method, record.kind) == ("legacy", "", "")
 
 
-def test_a_record_names_a_session_by_a_hash_and_holds_no_secret() -> None:
+async def test_a_record_names_a_session_by_a_hash_and_holds_no_secret() -> None:
     record = recorded(served())
 
     assert len(record.session) == 8
@@ -176,7 +180,7 @@ def test_a_record_names_a_session_by_a_hash_and_holds_no_secret() -> None:
     assert "secret" not in repr(record)
 
 
-def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
+async def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
     sink = Kept()
     recorder = Recorder({"kept": sink})
     for session_id in (b"a", b"b", b"a"):
@@ -187,7 +191,7 @@ def test_the_hash_of_a_session_is_stable_within_one_process_only() -> None:
     assert len({recorded(served(b"a")).session for _ in range(4)}) > 1
 
 
-def test_every_sink_gets_every_record_once() -> None:
+async def test_every_sink_gets_every_record_once() -> None:
     sinks = [Kept(), Kept()]
     recorder = Recorder({"one": sinks[0], "two": sinks[1]})
 
@@ -209,14 +213,14 @@ def test_every_sink_gets_every_record_once() -> None:
         (b"", ""),
     ],
 )
-def test_unknown_methods_fold_into_other(method: bytes, name: str) -> None:
+async def test_unknown_methods_fold_into_other(method: bytes, name: str) -> None:
     sink = Kept()
     Recorder({"kept": sink}).refused(arrive(method), "", Rejection("not_found"), 404, 1, OWN)
 
     assert sink.records[0].http_method == name
 
 
-def test_a_refusal_is_recorded_with_what_is_known() -> None:
+async def test_a_refusal_is_recorded_with_what_is_known() -> None:
     sink = Kept()
     rejection = Rejection("forbidden_origin", "why")
     Recorder({"kept": sink}).refused(arrive(), "/mcp", rejection, 403, 123, OWN)
@@ -240,50 +244,54 @@ def test_a_refusal_is_recorded_with_what_is_known() -> None:
         ("draining", Fault.DRAIN),
     ],
 )
-def test_a_refusal_is_the_fault_of_whoever_caused_it(reason: str, fault: Fault) -> None:
+async def test_a_refusal_is_the_fault_of_whoever_caused_it(reason: str, fault: Fault) -> None:
     sink = Kept()
     Recorder({"kept": sink}).refused(arrive(), "", Rejection(reason), TABLE[reason].status, 0, OWN)
 
     assert sink.records[0].ended_by is fault
 
 
-def test_every_way_to_end_a_stream_has_a_name() -> None:
+async def test_every_way_to_end_a_stream_has_a_name() -> None:
     assert set(CLOSE_REASONS) == set(Fault)
     assert len(set(CLOSE_REASONS.values())) == len(Fault)
 
 
-def test_the_time_of_a_record_is_the_end_of_its_exchange_since_1970() -> None:
+async def test_the_time_of_a_record_is_the_end_of_its_exchange_since_1970() -> None:
     sink = Kept()
-    recorder = Recorder({"kept": sink}, batch=2)
+    recorder = Recorder({"kept": sink}, batch=8)
     for later_s in (0.0, 4.0):
         made = exchange()
         made.finished_s = clock.now() + later_s
         recorder.finished(made)
+    recorder.flush()
     first, second = sink.records
 
     assert first.time_s > 1.7e9
     assert second.time_s - first.time_s > 3.9
 
 
-def test_records_are_made_in_batches_in_the_order_of_their_ends() -> None:
+async def test_records_are_made_in_batches_in_the_order_of_their_ends() -> None:
     sink = Kept()
     recorder = Recorder({"kept": sink}, batch=3)
     names = [b"a", b"b", b"c", b"d"]
     for name in names[:2]:
         recorder.finished(served(name))
+    await settle()
     assert sink.records == []
 
-    for name in names[2:]:
-        recorder.finished(served(name))
+    recorder.finished(served(names[2]))
+    assert sink.records == [], "the turn of the loop is not over"
+    await settle()
     assert len(sink.records) == 3
 
+    recorder.finished(served(names[3]))
     recorder.flush()
     recorder.flush()
     assert len(sink.records) == 4
     assert len({record.session for record in sink.records}) == 4
 
 
-def test_a_batch_is_recorded_once_even_if_a_sink_looks_for_more() -> None:
+async def test_a_batch_is_recorded_once_even_if_a_sink_looks_for_more() -> None:
     kept = Kept()
     recorder = Recorder({}, batch=2)
 
@@ -294,11 +302,25 @@ def test_a_batch_is_recorded_once_even_if_a_sink_looks_for_more() -> None:
     recorder = Recorder({"curious": Curious(), "kept": kept}, batch=2)
     recorder.finished(served())
     recorder.finished(served())
+    await settle()
 
     assert len(kept.records) == 2
 
 
-def test_a_sink_that_fails_is_counted_and_keeps_nothing_from_the_others(
+async def test_an_exchange_lasts_until_the_turn_is_over_in_which_its_last_bytes_left() -> None:
+    sink = Kept()
+    recorder = Recorder({"kept": sink}, batch=1)
+    made = exchange()
+    made.finished_s = clock.now()
+    await settle()
+    recorder.finished(made)
+    (record,) = sink.records
+
+    assert made.last.ended_s > made.finished_s
+    assert record.duration_s == made.last.ended_s - made.started_s
+
+
+async def test_a_sink_that_fails_is_counted_and_keeps_nothing_from_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
@@ -321,7 +343,7 @@ def test_a_sink_that_fails_is_counted_and_keeps_nothing_from_the_others(
     assert logged.exc_info is not None
 
 
-def test_a_sink_may_come_and_go_and_gets_what_ends_between() -> None:
+async def test_a_sink_may_come_and_go_and_gets_what_ends_between() -> None:
     kept, late = Kept(), Kept()
     recorder = Recorder({"kept": kept}, batch=8)
     recorder.finished(served())
@@ -338,7 +360,7 @@ def test_a_sink_may_come_and_go_and_gets_what_ends_between() -> None:
 @pytest.mark.parametrize(
     ("begun_s", "byte_s", "idle_s"), [(10.25, 13.0, 1.0), (10.25, 0.0, 3.75), (0.0, 0.0, 0.0)]
 )
-def test_a_stream_is_idle_since_its_last_byte_or_its_head_if_it_had_any(
+async def test_a_stream_is_idle_since_its_last_byte_or_its_head_if_it_had_any(
     begun_s: float, byte_s: float, idle_s: float
 ) -> None:
     made = served()

@@ -27,6 +27,8 @@ JUNK = {
     "torn in the middle": line()[:50] + line(),
     "a lone surrogate": line().replace(b"get_forecast", b"\\ud800"),
     "a number without end": line().replace(b"12.5", b"1e999"),
+    "a size that no figure can have": line(bytes_in=int("9" * 400)),
+    "less than nothing": line(bytes_out=-1),
     "an object over two lines": line()[:-2] + b"\n",
 }
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 DIMENSIONS: Final = ("route", "method", "tool", "principal")
 """What exchanges can be grouped by, in the order in which a key has them."""
+
+
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""Bytes. What every reader of JSON can hold; more than that, in one line, is nobody's access log."""
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -20,8 +24,8 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     name: str
     status: int
     duration_ms: float
-    bytes_in: int
-    bytes_out: int
+    bytes_in: Size
+    bytes_out: Size
     stream: bool
     end: str
     overhead_ms: float | None = None
