@@ -29,7 +29,6 @@ def begin(tracer: Tracer, admission: Admitted, envelope: Envelope | None) -> Tra
     else:
         trace = tracer.begin(*context, envelope.traceparent, envelope.tracestate)
     if trace is not None:
-        trace.path = admission.route
         trace.version = (admission.head.version or b"").decode("latin-1")
         if envelope is not None:
             trace.rpc_id = envelope.id

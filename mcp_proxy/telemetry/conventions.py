@@ -36,7 +36,6 @@ ERROR: Final = "error.type"
 HTTP_METHOD: Final = "http.request.method"
 HTTP_STATUS: Final = "http.response.status_code"
 ROUTE: Final = "http.route"
-PATH: Final = "url.path"
 TRANSPORT: Final = "network.transport"
 PROTOCOL: Final = "network.protocol.name"
 CLIENT_ADDRESS: Final = "client.address"
@@ -47,7 +46,6 @@ SERVER_PORT: Final = "server.port"
 
 POOL: Final = "mcp_proxy.pool"
 BACKEND: Final = "mcp_proxy.backend"
-OWN_ROUTE: Final = "mcp_proxy.route"
 REASON: Final = "mcp_proxy.reason"
 SESSION: Final = "mcp_proxy.session"
 PRINCIPAL: Final = "mcp_proxy.principal"
@@ -163,13 +161,11 @@ def server_attributes(record: RequestRecord, trace: Trace, outcome: Outcome) -> 
     """Of the exchange as the client saw it."""
     found = _common(record, trace) | {
         ROUTE: record.route,
-        PATH: trace.path,
         HTTP_STATUS: record.status,
         RPC_STATUS: outcome.code,
         CLIENT_ADDRESS: clean(record.peer),
         POOL: record.pool,
         BACKEND: record.backend,
-        OWN_ROUTE: record.route,
         REASON: record.reason,
         SESSION: record.session,
         PRINCIPAL: record.principal,

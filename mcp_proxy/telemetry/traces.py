@@ -93,7 +93,7 @@ class Trace:
     """What is noted of one sampled exchange."""
 
     __slots__ = (
-        "_body", "_draw", "attempts", "finished_s", "link", "parent_id", "path", "rpc_id", "span_id", "state",
+        "_body", "_draw", "attempts", "finished_s", "link", "parent_id", "rpc_id", "span_id", "state",
         "trace_id", "version",
     )  # fmt: skip
 
@@ -119,7 +119,6 @@ class Trace:
         """As in the envelope; null: there is no answer to look for."""
         self.version = ""
         """Of the protocol."""
-        self.path = ""
         self.finished_s = 0.0
         self._body = bytearray()
         self._draw = draw

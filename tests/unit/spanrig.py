@@ -42,7 +42,6 @@ def begun(*context: Any) -> Trace:
     assert found is not None
     found.rpc_id = b"7"
     found.version = "2025-11-25"
-    found.path = "/mcp"
     found.finished_s = END_S
     return found
 
