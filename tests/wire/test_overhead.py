@@ -139,7 +139,7 @@ async def test_a_connect_that_comes_to_nothing_is_no_overhead_though_another_bac
         pool = {
             "backends": [tarpit.url, backend.url],
             "balance": "round_robin",
-            "timeouts": {"connect": "500ms"},
+            "timeouts": {"connect": "1s"},
         }
         config = {"pools": {"tools": pool}, "routes": [{"path": "/mcp", "pool": "tools"}]}
         async with launch(config, tmp_path) as proxy, await Client.connect(proxy.port) as client:
@@ -154,12 +154,12 @@ async def test_a_connect_that_comes_to_nothing_is_no_overhead_though_another_bac
         assert len(backend.take()) == 2
 
     assert failures == 1
-    assert held_s > 0
     assert 0 < counted.overhead_s <= counted.took_s - held_s
 
 
 async def _connecting_s(tarpit: Tarpit, answer: asyncio.Task[Answer]) -> float:
-    """For how long the tarpit was tried before the answer came."""
+    """For how long the tarpit was tried before the answer came, as far as it was seen: never longer than it
+    was, and on a machine that lets nobody look in between not at all."""
     first_s = last_s = 0.0
     while not answer.done():
         at_s = monotonic()
