@@ -179,12 +179,12 @@ class _Outlet(SpanExporter):
     def export(self, spans: Sequence[_Ended]) -> SpanExportResult:  # type: ignore[override]
         if self._is_closed:
             return SpanExportResult.FAILURE
-        count = sum(1 + len(each.trace.attempts) for each in spans)
-        self.taken += count
+        self.taken += sum(1 + len(each.trace.attempts) for each in spans)
+        made = [span for each in spans for span in self._made(each)]
+        count = len(made)
         self._is_busy = True
         self._hush.begin()
         try:
-            made = [span for each in spans for span in spans_of(each.record, each.trace, self._resource)]
             result = self._exporter.export(made)
         except Exception as error:
             self._hush.reason = self._hush.reason or repr(error)
@@ -203,6 +203,14 @@ class _Outlet(SpanExporter):
                 logger.warning("traces: %s does not take spans, they are lost: %s", self._where, reason)
         self._is_away = result is not SpanExportResult.SUCCESS
         return result
+
+    def _made(self, ended: _Ended) -> list[ReadableSpan]:
+        try:
+            return spans_of(ended.record, ended.trace, self._resource)
+        except Exception:  # a fault of ours, which must not cost the others that wait with it
+            logger.exception("traces: the spans of an exchange could not be made")
+            self.failed += 1 + len(ended.trace.attempts)
+            return []
 
     def shutdown(self) -> None:
         """Idempotent. Wakes an export that waits to try again."""

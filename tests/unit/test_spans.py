@@ -313,6 +313,20 @@ async def test_an_exporter_that_breaks_is_a_collector_that_takes_nothing(
     ]
 
 
+async def test_an_exchange_that_cannot_be_described_costs_no_other(
+    receiver: OtlpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = trace()
+    broken.rpc_id = b'"never ends'
+    async with sink_to(receiver) as sink:
+        for each in (trace(), broken, trace()):
+            sink.record(record(each))
+        assert len(await receiver.spans(4)) == 4
+
+    assert (sink.exported, sink.dropped, sink.failed) == (4, 0, 2)
+    assert said(caplog) == [("mcp_proxy", "traces: the spans of an exchange could not be made")]
+
+
 async def test_others_in_the_process_may_log_what_their_library_says(
     receiver: OtlpReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
