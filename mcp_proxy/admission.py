@@ -11,14 +11,14 @@ from typing import Final
 
 import msgspec
 
-from mcp_proxy.correlation import given
+from mcp_proxy.correlation import NAME, given
 from mcp_proxy.forwarding import Forwarder
 from mcp_proxy.headers import HeaderError, RequestHead, is_session_id, read_request, renamed
 from mcp_proxy.policy import Identify, anonymous
 from mcp_proxy.policy.origin import OriginGuard, cors_headers, preflight_headers
 from mcp_proxy.routing import ALLOW_ALL
 from mcp_proxy.sessions import SessionKey
-from mcp_proxy.wire import Fields, Headers, Rejection, Request
+from mcp_proxy.wire import Fields, Headers, Rejection, Request, with_values
 
 
 class Admitted(msgspec.Struct):
@@ -54,6 +54,25 @@ class Admitted(msgspec.Struct):
             assert self.forward is not None
             self.renamed = (session_id, renamed(self.forward, session_id))
         return self.renamed[1]
+
+    def vary(self, values: Headers) -> Admitted:
+        """For a head that differs in these values only, as ``Handler.vary`` has it. What has been built for
+        this one serves that one, too."""
+        old, head, forward, renamed, context = (
+            self.request, self.head, self.forward, self.renamed, self.context,
+        )  # fmt: skip
+        request = Request(old.method, old.target, with_values(old.headers, values), old.peer, old.scheme)
+        sent = [pair for pair in values if pair[0] != NAME]
+        if sent:
+            head = msgspec.structs.replace(head, forward=with_values(head.forward, sent))
+            forward = None if forward is None else forward.with_values(sent)
+            renamed = None if renamed is None else (renamed[0], renamed[1].with_values(sent))
+            context = None
+        own = self.own and given(values)
+        return Admitted(
+            request, head, self.route, self.pool, self.query, self.client, self.key, self.principal, own,
+            context, forward, renamed, self.porter,
+        )  # fmt: skip
 
     def slim(self) -> Admitted:
         """What the record of an open stream will need, without the head."""

@@ -40,7 +40,7 @@ from mcp_proxy.telemetry.traces import Tracer
 from mcp_proxy.tracing import begin, sent, without_context
 from mcp_proxy.upstream import Outgoing, Transport
 from mcp_proxy.watch import SessionWatch
-from mcp_proxy.wire import Admission, Fields, Rejection, Reply, Request
+from mcp_proxy.wire import Admission, Fields, Headers, Rejection, Reply, Request
 
 TRIES_LIMIT: Final = 8
 """Backends that a request is tried at. Who refuses is tried last from then on, so the next request does
@@ -112,6 +112,14 @@ class Gateway:
 
     def admit(self, request: Request) -> Admitted | Rejection:
         return self._porter.admit(request)
+
+    def vary(self, admission: Admission, values: Headers) -> Admitted:
+        assert type(admission) is Admitted
+        varied = admission.vary(values)
+        if varied.porter is not self._porter:
+            judged = self._porter.admit(varied.request)
+            return varied if isinstance(judged, Rejection) else judged  # ``handle`` refuses it
+        return varied
 
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Exchange:
         assert type(admission) is Admitted

@@ -14,7 +14,7 @@ surrounding optional whitespace, order and duplicates are kept.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -52,6 +52,35 @@ class Fields(list[Header]):
                 self.has_date = True
         self.block = b"".join(parts)
         return getattr(self, name)
+
+    def with_values(self, values: Headers) -> Fields:
+        """The same fields with other values, for names that occur once at most. What has been rendered is
+        not rendered again."""
+        fields = Fields(with_values(self, values))
+        block = self.block
+        for name, value in values:
+            start = b"%b: " % name
+            found = 0 if block.startswith(start) else block.find(b"\r\n" + start) + 2
+            if found != 1:  # or it is not there
+                found += len(start)
+                block = block[:found] + value + block[block.find(b"\r", found) :]
+        fields.block, fields.has_date = block, self.has_date
+        return fields
+
+
+VARYING: Final = (b"x-request-id", b"traceparent")
+"""Request headers whose values are others in every call. They decide nothing."""
+
+
+def with_values(headers: Headers, values: Headers) -> Headers:
+    """The same headers with other values, for names that occur once at most."""
+    changed = headers.copy()
+    for pair in values:
+        for place, (name, _) in enumerate(headers):
+            if name == pair[0]:
+                changed[place] = pair
+                break
+    return changed
 
 
 def fields_of(lines: bytes) -> Headers:
@@ -160,6 +189,10 @@ class Handler(Protocol):
         """Decide on the head alone. The door sends a Rejection through ``refuse``, at once,
         without reading the body. An Admission holds for every later request with the same
         head: what may change with time is decided in ``handle``."""
+
+    def vary(self, admission: Admission, values: Headers) -> Admission:
+        """The Admission of a head that differs in these values only. ``values``: of VARYING, each once, of
+        plain characters; the head that was admitted has a value for each of them."""
 
     def handle(self, admission: Admission, body: bytes, reply: Reply) -> Conversation:
         """Serve the request. The reply may have been completed when this returns."""

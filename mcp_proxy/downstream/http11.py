@@ -6,7 +6,8 @@ has a deadline and every buffer a limit. An answer given before the request was 
 the connection, in a way that lets the client read it.
 
 A client repeats its heads, but for the number in Content-Length. A head that was accepted
-once on a connection is accepted again if it has the same bytes, without being parsed again.
+once on a connection is accepted again if it has the same bytes, without being parsed again. One
+that differs in its trace or number, or comes from a proxy that mixes its clients, is looked up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, cast
 
 import httptools
 
+from mcp_proxy.downstream.known import KnownHeads, Shape
 from mcp_proxy.downstream.reader import Head, Refused
 from mcp_proxy.downstream.settings import NO_ROOM, DoorSettings, settings_of
 from mcp_proxy.repeat import RepeatedHead
@@ -49,9 +51,9 @@ class Http11Protocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_admission", "_connections", "_conversation", "_dropped", "_has_served",
-        "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_keep_alive",
+        "_heads", "_is_draining", "_is_fresh", "_is_full", "_is_head", "_is_http10", "_keep_alive",
         "_must_close", "_peer", "_pending", "_reader", "_repeated", "_reply_chunked", "_says_close",
-        "_scheme", "_settings", "_state", "_surplus", "_transport", "_unsent", "own",
+        "_scheme", "_settings", "_shape", "_state", "_surplus", "_transport", "_unsent", "own",
     )  # fmt: skip
 
     def __init__(self, config: Any, server_state: Any, app_state: Any = None, _loop: Any = None) -> None:
@@ -85,6 +87,9 @@ class Http11Protocol(asyncio.Protocol):
         """Bytes of an unwanted body."""
         self._admission: Admission | None = None
         self._repeated: RepeatedHead[Admission] | None = None
+        self._shape: Shape | None = None
+        self._heads: KnownHeads[Admission] | None = None
+        """Those of all connections, if a trusted proxy is at the other end."""
         # response
         self._conversation: Conversation | None = None
         self.own = b""
@@ -121,7 +126,7 @@ class Http11Protocol(asyncio.Protocol):
         if conversation is not None:
             conversation.disconnect()
         self._pending = b""
-        self._repeated = None
+        self._repeated = self._shape = self._heads = None
         self._reader.clear()
 
     def pause_writing(self) -> None:
@@ -140,10 +145,9 @@ class Http11Protocol(asyncio.Protocol):
             if state is State.HEAD:
                 if self._pending:
                     data, self._pending = self._pending + data, b""
-                elif (
-                    self._repeated is not None
-                    and self._reader.is_empty
-                    and self._serve_repeated(self._repeated, data)
+                elif self._reader.is_empty and (
+                    (self._repeated is not None and self._serve_repeated(self._repeated, data))
+                    or (self._shape is not None and self._serve_known(self._shape, data))
                 ):
                     return
                 self._read(data)
@@ -203,6 +207,37 @@ class Http11Protocol(asyncio.Protocol):
             self._begin_conversation(conversation)
         return True
 
+    def _serve_known(self, shape: Shape, data: bytes) -> bool:
+        """Serve a request that came in one piece, its head known but for values that vary."""
+        cut = shape.cut(data)
+        heads, settings = self._heads, self._settings
+        if cut is None or heads is None or cut.end > settings.limits.head:
+            return False
+        admission = heads.get(cut.key)
+        if admission is None or len(data) - cut.end != cut.length:
+            return False
+        if not 0 < cut.length <= settings.handler.body_limit:
+            return False
+        if cut.values:
+            admission = settings.handler.vary(admission, cut.values)
+        self._state = State.SERVING
+        conversation = settings.handler.handle(admission, data[cut.end :], self)
+        heads.remember(cut.key, admission)  # with what serving has built
+        if self._state is State.SERVING:
+            self._begin_conversation(conversation)
+        return True
+
+    def _learn(self, raw: bytes, admission: Admission) -> None:
+        """A head that may come again, with a body."""
+        if self._heads is None:
+            self._heads = self._settings.heads_for(self._peer)
+        shape = Shape.of(raw, b"%b %b\n" % (self._scheme.encode(), self._peer.encode()))
+        cut = None if shape is None else shape.cut(raw)
+        if cut is not None:
+            self._shape = shape
+            self._heads.remember(cut.key, admission)
+        self._repeated = None if cut is not None and cut.values else RepeatedHead.of(raw, admission)
+
     def _read_head(self, data: bytes) -> bytes:
         """Take a head from ``data``; returns what follows it."""
         reader = self._reader
@@ -240,7 +275,7 @@ class Http11Protocol(asyncio.Protocol):
         if head.expects and not head.is_http10:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif not head.expects and head.length and not self._closes():
-            self._repeated = RepeatedHead.of(head.raw, admission)
+            self._learn(head.raw, admission)
 
     def _serve(self) -> None:
         """The request is whole."""
@@ -303,6 +338,8 @@ class Http11Protocol(asyncio.Protocol):
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         self._reply_chunked = length is None and not self._is_http10 and status not in _BODYLESS
         self._repeated = None  # a stream may stay for hours, and this memory with it
+        if self._heads is not self._settings.heads:
+            self._heads = None
         if status in _BODYLESS:
             framing = b""
         elif length is not None:

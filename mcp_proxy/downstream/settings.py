@@ -11,16 +11,18 @@ import resource
 import time
 from collections.abc import Hashable, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from mcp_proxy.clock import Deadlines
+from mcp_proxy.downstream.known import KNOWN_BYTES, KnownHeads
 from mcp_proxy.downstream.reader import RequestReader
 from mcp_proxy.downstream.stagger import Stagger
 from mcp_proxy.forwarding import Network, plain_address
 from mcp_proxy.quotas import share_of
-from mcp_proxy.wire import Handler, Rejection
+from mcp_proxy.wire import Admission, Handler, Rejection
 
 KEEPALIVE_S: Final = 75.0
 """Idle time between requests. Longer than nginx keeps its upstream connections (60 s), so
@@ -67,6 +69,13 @@ _TOO_MANY: Final = Rejection("overloaded", "too many connections")
 _TOO_MANY_OF_ONE: Final = Rejection("too_many_requests", "limits.per_client.connections is reached")
 
 
+OWN_BYTES: Final = 4 * 1024
+"""Of heads that a connection remembers for itself: those of a few methods and tools."""
+
+TRUST_LIMIT: Final = 4096
+"""Addresses of which is remembered whether they are trusted proxies."""
+
+
 class Timed(Hashable, Protocol):
     """A connection, as its deadlines see it."""
 
@@ -103,6 +112,8 @@ class DoorSettings:
         """The process is to end: answers say that their connections close."""
         self.connections_limit = connections_limit
         self.connections = 0
+        self.heads: KnownHeads[Admission] = KnownHeads(KNOWN_BYTES)
+        """Of the clients that trusted proxies mix over their connections."""
         self._by_client: dict[str, int] = {}
         """Of all peers that have any, so that limits and proxies may change at any time."""
         self.head_due: Deadlines[Timed] = Deadlines(None, lambda timed: timed.expire_head())
@@ -125,6 +136,7 @@ class DoorSettings:
     def follow(self, limits: DoorLimits) -> None:
         """From now on: sizes for new connections, times for what begins now, shorter ones for all."""
         self.limits = limits
+        self._is_trusted = lru_cache(maxsize=TRUST_LIMIT)(self._judge)
         head_s = limits.head_timeout_s
         self.head_due.follow(head_s)
         self.body_due.follow(None if head_s is None else head_s * BODY_TIMEOUT_FACTOR)
@@ -175,8 +187,12 @@ class DoorSettings:
             due.disarm(timed)
         self.drains.discard(timed)
 
-    def _is_trusted(self, peer: str) -> bool:
-        """Parsed anew each time: it is asked for a new connection above the limit only."""
+    def heads_for(self, peer: str) -> KnownHeads[Admission]:
+        """Where a connection remembers heads. What only one client can send is forgotten with its connection,
+        and it cannot push out what others have."""
+        return self.heads if peer and self._is_trusted(peer) else KnownHeads(OWN_BYTES)
+
+    def _judge(self, peer: str) -> bool:
         address = ipaddress.ip_address(plain_address(peer))
         return any(address in network for network in self.limits.trusted_proxies)
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from msgspec import structs
+
 from mcp_proxy import wire
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import DoorLimits, DoorSettings
 from mcp_proxy.replies import render
-from mcp_proxy.wire import Rejection, Reply, Request
+from mcp_proxy.wire import Headers, Rejection, Reply, Request, with_values
 from tests.tools.wire import pieces
 from tests.unit.fakes import FakeTransport, Reading, read_response, read_responses, settle
 
@@ -79,6 +81,10 @@ class ScriptedHandler:
 
     def admit(self, request: Request) -> Admission | Rejection:
         return self.judge(request) or Admission(request)
+
+    def vary(self, admission: wire.Admission, values: Headers) -> Admission:
+        request = admission.request
+        return Admission(structs.replace(request, headers=with_values(request.headers, values)))
 
     def handle(self, admission: wire.Admission, body: bytes, reply: Reply) -> Conversation:
         served = Served(admission.request, body, reply, Conversation())

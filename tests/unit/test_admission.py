@@ -12,7 +12,7 @@ from mcp_proxy.headers import read_request
 from mcp_proxy.policy.origin import OriginGuard
 from mcp_proxy.replies import TABLE
 from mcp_proxy.sessions import SessionKey
-from mcp_proxy.wire import Header, Rejection, Request
+from mcp_proxy.wire import Fields, Header, Rejection, Request
 
 FORWARDER = Forwarder([ipaddress.ip_network("10.0.0.0/8")])
 PORTER = Porter(
@@ -305,3 +305,42 @@ def test_row_28_a_preflight_is_answered_for_its_origin() -> None:
     assert status == 204
     assert fields[b"access-control-allow-origin"] == b"http://localhost:5173"
     assert fields[b"access-control-allow-headers"].endswith(b", mcp-param-a, mcp-param-b")
+
+
+# --- heads that differ in values that vary ---------------------------------------------------------
+
+PARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACED = [HOST, JSON, (b"x-request-id", b"one"), (b"traceparent", b"first"), (b"x-b", b"c")]
+VALUES = [(b"x-request-id", b"two"), (b"traceparent", PARENT)]
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "192.0.2.7"])
+@pytest.mark.parametrize("fields", [TRACED, TRACED[2:] + TRACED[:2]])
+def test_what_varies_is_told_and_sent_as_if_the_head_had_been_judged(fields: list[Header], peer: str) -> None:
+    def judged(lines: list[Header]) -> Admitted:
+        outcome = PORTER.admit(arrive(*lines, peer=peer))
+        assert isinstance(outcome, Admitted)
+        outcome.forward = FORWARDER.headers(outcome.request, outcome.head, None)
+        outcome.renamed = (b"s", Fields([*outcome.forward, (b"mcp-session-id", b"s")]))
+        outcome.context = (b"stale", None)
+        return outcome
+
+    varied = judged(fields).vary(VALUES)
+    other = judged([(name, dict(VALUES).get(name, value)) for name, value in fields])
+    other.context = None
+
+    assert varied == other
+    assert varied.forward is not None
+    assert other.forward is not None
+    assert varied.forward.block == other.forward.block
+    assert varied.forward_as(b"s").block == other.forward_as(b"s").block
+
+
+def test_what_varies_does_not_change_what_was_remembered() -> None:
+    first = PORTER.admit(arrive(*TRACED, peer="10.0.0.1"))
+    assert isinstance(first, Admitted)
+    varied = first.vary([(b"x-request-id", b"two")])
+
+    assert (first.own, varied.own) == (b"x-request-id: one\r\n", b"x-request-id: two\r\n")
+    assert first.request.headers == TRACED
+    assert varied.head is first.head

@@ -142,6 +142,26 @@ async def test_a_trusted_proxy_names_a_request(site: Site) -> None:
     assert MINTED.fullmatch(await site.named(await client.ask(post(call()))))
 
 
+async def test_clients_that_a_trusted_proxy_mixes_over_its_connections_are_told_apart(site: Site) -> None:
+    connections = [await site.connect(TRUSTED) for _ in range(2)]
+    for number in range(16):
+        client, name, parent = number % 3, f"call-{number}", f"00-{number + 1:032x}-{number + 1:016x}-00"
+        asked = post(
+            call(),
+            f"X-Forwarded-For: 192.0.2.{client}",
+            f"X-Request-Id: {name}",
+            f"traceparent: {parent}",
+            f"Authorization: Bearer of-{client}",
+        )
+        answer = await connections[number // 3 % 2].ask(asked)
+        head = site.backend.take_one().head
+        assert answer.head.all("x-request-id") == head.all("x-request-id") == [name.encode()]
+        assert head.all("traceparent") == [parent.encode()]
+        assert head.all("authorization") == [f"Bearer of-{client}".encode()]
+        assert head.all("x-forwarded-for") == [f"192.0.2.{client}, {TRUSTED}".encode()]
+        assert (await site.line(name))["status"] == 200
+
+
 @pytest.mark.parametrize("value", UNUSABLE)
 async def test_a_name_that_may_do_harm_is_replaced(site: Site, value: str) -> None:
     client = await site.connect(TRUSTED)
