@@ -17,7 +17,7 @@ import uvloop
 
 from mcp_proxy.admin.app import create_admin
 from mcp_proxy.app import Service
-from mcp_proxy.config import Address, Config, Loaded
+from mcp_proxy.config import Address, AdminConfig, Config, Loaded
 from mcp_proxy.downstream import server as servers
 from mcp_proxy.downstream.http11 import Http11Protocol
 from mcp_proxy.downstream.settings import raise_fd_limit
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mcp_proxy.admin import AdminView
-    from mcp_proxy.config import Secret
 
 logger = logging.getLogger("mcp_proxy")
 
@@ -117,21 +116,24 @@ def reload(server: servers.Server, service: Service, config: Config) -> None:
 
 
 class AdminApp:
-    """The ASGI app of the admin listener, whose token may change."""
+    """The ASGI app of the admin listener, whose tokens may change."""
 
-    def __init__(self, view: AdminView, token: Secret | None) -> None:
+    def __init__(self, view: AdminView, config: AdminConfig) -> None:
         self._view = view
-        self._make(token)
+        self._make(config)
 
-    def follow(self, token: Secret | None) -> None:
-        """Readers of events that have come in stay, and share with those to come while the token is the
+    def follow(self, config: AdminConfig) -> None:
+        """Readers of events that have come in stay, and share with those to come while the tokens are the
         same."""
-        if token != self._token:
-            self._make(token)
+        if config != self._config:
+            self._make(config)
 
-    def _make(self, token: Secret | None) -> None:
-        self._token = token
-        self._app = create_admin(self._view, None if token is None else token.value)
+    def _make(self, config: AdminConfig) -> None:
+        self._config = config
+        token, metrics = (
+            None if each is None else each.value for each in (config.token, config.metrics_token)
+        )
+        self._app = create_admin(self._view, token, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -164,10 +166,10 @@ async def _run(
 ) -> int:
     async def apply(config: Config) -> None:
         reload(data[0], service, config)
-        app.follow(config.admin.token)
+        app.follow(config.admin)
 
     reloader = Reloader(loaded, apply)
-    app = AdminApp(ServiceView(service, data[0].drain, lambda: [reloader.check()]), loaded.config.admin.token)
+    app = AdminApp(ServiceView(service, data[0].drain, lambda: [reloader.check()]), loaded.config.admin)
     service.metrics.register(reloader)
     tasks = Tasks()
     tasks.spawn(reloader.run())

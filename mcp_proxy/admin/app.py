@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from mcp_proxy.admin import AdminView, Check
 
 
-def create_admin(view: AdminView, token: str | None) -> Starlette:
+def create_admin(view: AdminView, token: str | None, metrics_token: str | None = None) -> Starlette:
     """The app for the admin listener. It has no lifespan work; what it owns ends with the last reader of
     ``/events``.
 
-    ``token`` None restricts it to loopback names; see ``guard.py``. Raises ValueError for an empty
-    token.
+    ``token`` None restricts it to loopback names, ``metrics_token`` opens ``/metrics`` only; see
+    ``guard.py``. Raises ValueError for an empty token.
     """
     app = Starlette(
         routes=_routes(view),
-        middleware=[Middleware(Guard, token=token)],
+        middleware=[Middleware(Guard, token=token, metrics_token=metrics_token)],
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
     # A redirect to the same path with or without "/" would repeat the Host header of the request.

@@ -27,18 +27,21 @@ if TYPE_CHECKING:
     RawHeaders = list[tuple[bytes, bytes]]
 
 HEALTH = frozenset({"/livez", "/readyz"})
+METRICS = "/metrics"
 _CHALLENGE = {"www-authenticate": 'Bearer realm="mcp-proxy admin"'}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
-    """ASGI middleware. ``token`` None: only for loopback names; else for who knows it."""
+    """ASGI middleware. ``token`` None: only for loopback names; else for who knows it. Who knows
+    ``metrics_token`` may read ``/metrics``."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        if token == "":
+    def __init__(self, app: ASGIApp, token: str | None, metrics_token: str | None = None) -> None:
+        if token == "" or metrics_token == "":
             raise ValueError("an empty admin token protects nothing")
         self._app = app
         self._token = None if token is None else token.encode()
+        self._metrics_token = None if metrics_token is None else metrics_token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -58,9 +61,12 @@ class Guard:
             return refusal(403, "origin_not_allowed", "Origin must be the listener itself, on loopback")
         if not _is_asked_for(scope["method"], headers):
             return refusal(403, "origin_not_allowed", "a page of another site may only link to this listener")
-        if self._token is not None and scope["path"] not in OPEN and not _knows(self._token, headers):
-            return refusal(401, "token_required", "send the admin token as a bearer token", _CHALLENGE)
-        return None
+        if self._token is None or scope["path"] in OPEN or _knows(self._token, headers):
+            return None
+        scrapes = scope["path"] == METRICS and self._metrics_token is not None
+        if scrapes and _knows(self._metrics_token or b"", headers):
+            return None
+        return refusal(401, "token_required", "send the admin token as a bearer token", _CHALLENGE)
 
 
 def _all(headers: RawHeaders, name: bytes) -> list[bytes]:

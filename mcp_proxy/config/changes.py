@@ -42,6 +42,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "listen": Part.RESTART,  # the socket is bound once
     "admin.listen": Part.RESTART,
     "admin.token": Part.ADMIN,
+    "admin.metrics_token": Part.ADMIN,
     "external_url": Part.GUARD,
     "trusted_proxies": Part.GUARD,
     "tls.certificate": Part.TLS,

@@ -15,6 +15,7 @@ from mcp_proxy.config.addresses import Address, LiteralUrl
 from mcp_proxy.config.amounts import format_size
 from mcp_proxy.config.pool_checks import is_installed
 from mcp_proxy.config.problems import Issue, Loc, Sections
+from mcp_proxy.config.secret import Secret
 from mcp_proxy.config.values import did_you_mean
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]
             f"other machines can reach the admin listener {admin.listen}, and it has no token",
             "set admin.token or MCP_PROXY_ADMIN_TOKEN, or listen on 127.0.0.1",
         )
+    if admin.metrics_token is not None and admin.token is None:
+        yield Issue(
+            ("admin", "metrics_token"),
+            "without admin.token everything is open to whoever reaches the listener, /metrics too",
+            "set admin.token or MCP_PROXY_ADMIN_TOKEN as well",
+        )
     if listen is not None and admin.listen.collides_with(listen):
         yield Issue(("admin", "listen"), f"listen is {listen} already", "give admin another port")
 
@@ -116,10 +123,11 @@ def _routes(routes: Sequence[Sections] | None, pools: Mapping[str, Sections]) ->
             seen.add(path)
 
 
-def advice(config: Config) -> Iterator[Issue]:
+def advice(config: Config, is_in_variable: Callable[[Loc], bool]) -> Iterator[Issue]:
     """What is allowed and still worth a word, for ``mcp-proxy check``."""
     for loc in _literal_secrets(config):
-        yield Issue(loc, "a secret stands in the configuration", "write env:NAME or file:PATH")
+        if not is_in_variable(loc):
+            yield Issue(loc, "a secret stands in the configuration", "write env:NAME or file:PATH")
     sessions = config.sessions
     if sessions.store == "memory" and sessions.url is not None:
         yield Issue(("sessions", "url"), "sessions in memory use no Redis", "write store: redis, or signed")
@@ -151,21 +159,24 @@ def _limits_advice(limits: Limits) -> Iterator[Issue]:
         yield Issue(("limits", "per_principal"), said, "write limits: {per_client: ...}")
 
 
+def _is_literal(value: object) -> bool:
+    return isinstance(value, Secret) and value.is_literal
+
+
 def _literal_secrets(config: Config) -> Iterator[Loc]:
-    if config.admin.token is not None and config.admin.token.is_literal:
-        yield ("admin", "token")
+    yield from (("admin", name) for name, value in config.admin if _is_literal(value))
     if isinstance(config.sessions.url, LiteralUrl):
         yield ("sessions", "url")
     for index, key in enumerate(config.sessions.keys):
-        if key.is_literal:
+        if _is_literal(key):
             yield ("sessions", "keys", index)
     traces = config.telemetry.traces
     for header, value in () if traces is None else traces.headers.items():
-        if value.is_literal:
+        if _is_literal(value):
             yield ("telemetry", "traces", "headers", header)
     for name, pool in config.pools.items():
         authorization = pool.credentials.authorization
-        if authorization is not None and authorization.is_literal:
+        if _is_literal(authorization):
             yield ("pools", name, "credentials", "authorization")
         if isinstance(pool.proxy, LiteralUrl):
             yield ("pools", name, "proxy")

@@ -32,6 +32,9 @@ SETTINGS = (
     Setting("listen", "--listen", "MCP_PROXY_LISTEN", ("listen",), "HOST:PORT"),
     Setting("admin", "--admin", "MCP_PROXY_ADMIN", ("admin", "listen"), "HOST:PORT or off"),
     Setting("admin_token", "", "MCP_PROXY_ADMIN_TOKEN", ("admin", "token"), "bearer token of the former"),
+    Setting(
+        "metrics_token", "", "MCP_PROXY_METRICS_TOKEN", ("admin", "metrics_token"), "one for /metrics only"
+    ),
     Setting("external_url", "", "MCP_PROXY_EXTERNAL_URL", ("external_url",), "what clients see"),
     Setting("trusted_proxies", "", "MCP_PROXY_TRUSTED_PROXIES", ("trusted_proxies",), "networks, likewise"),
     Setting(
@@ -46,11 +49,15 @@ SETTINGS = (
 """Kubernetes sets MCP_PROXY_PORT and MCP_PROXY_SERVICE_* for a Service called mcp-proxy, so none of
 these may ever be called so, and unknown variables are not errors."""
 
+PREFIX = "MCP_PROXY_"
 CONFIG_VARIABLE = "MCP_PROXY_CONFIG"
 LOG_LEVEL_VARIABLE = "MCP_PROXY_LOG_LEVEL"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
-_TOKEN = next(setting for setting in SETTINGS if setting.name == "admin_token")
+_TOKENS = [setting for setting in SETTINGS if setting.name.endswith("_token")]
+_STORE: Loc = ("sessions", "store")
+_URL: Loc = ("sessions", "url")
+"""What a Redis URL as the former becomes."""
 _LISTS = {"backends", "trusted_proxies"}
 _DEFAULT_POOL = "default"
 
@@ -62,6 +69,10 @@ class Tree(NamedTuple):
     origins: dict[Loc, str]
     problems: list[Problem]
 
+    def is_in_variable(self, loc: Loc) -> bool:
+        """It is neither in the file nor on the command line."""
+        return self.origins.get(loc, "").startswith(PREFIX)
+
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     """The settings that variables make. An empty variable counts as not set."""
@@ -70,9 +81,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
         text = environ.get(setting.variable, "").strip()
         if text:
             found[setting.name] = text.replace(",", " ").split() if setting.name in _LISTS else text
-    if _TOKEN.name in found:
-        # Not the text itself: a secret in a variable is no literal that check would warn about.
-        found[_TOKEN.name] = f"env:{_TOKEN.variable}"
+    for token in _TOKENS:
+        if token.name in found:
+            # Not the text itself: a secret in a variable is no literal that check would warn about.
+            found[token.name] = f"env:{token.variable}"
     if re.fullmatch(r"[0-9]{1,9}", str(found.get("workers", ""))):
         found["workers"] = int(str(found["workers"]))
     return found
@@ -115,6 +127,8 @@ def _put(tree: Tree, loc: Loc, value: object, origin: str, *, replace: bool) -> 
     if replace or last not in section:
         section[last] = value
         tree.origins[loc] = origin
+        if loc == _STORE and "://" in str(value):
+            tree.origins[_URL] = origin
 
 
 def _place_backends(tree: Tree, variables: Mapping[str, object], flags: Mapping[str, object]) -> None:

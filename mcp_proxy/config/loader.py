@@ -83,7 +83,10 @@ def _read(
     return Loaded(
         config,
         log_level,
-        warnings=[*map(where.problem, checks.advice(config)), *_misspelt_variables(environ)],
+        warnings=[
+            *map(where.problem, checks.advice(config, tree.is_in_variable)),
+            *_misspelt_variables(environ),
+        ],
         files=files,
         again=lambda: read(path, environ, overrides),
         locate=where.problem,

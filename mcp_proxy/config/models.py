@@ -48,15 +48,20 @@ class AdminConfig(Model):
     """The admin listener: health, metrics, status. ``admin: off`` is the same as ``listen: off``."""
 
     listen: OptionalListen = written("127.0.0.1:9901")
+    """Where the admin listener is bound; `off`: there is none."""
     token: SecretText | None = None
     """Bearer token; required when others than this machine can reach the listener."""
+    metrics_token: SecretText | None = None
+    """Another one, which opens `/metrics` and nothing else: whoever scrapes need not be able to drain."""
 
 
 class TlsConfig(FileModel):
     """TLS of the public listener."""
 
     certificate: PemFile
+    """The certificate, with its chain behind it. Read anew when the file changes."""
     key: PemFile
+    """The private key of `certificate`, without a passphrase."""
     client_ca: AuthorityFile | None = None
     """Clients must show a certificate signed by one of these."""
 
@@ -73,6 +78,7 @@ class SessionsConfig(Model):
     """`memory`: one process. `redis`: replicas share a registry; a Redis URL here is short for it.
     `signed`: the session id says it, sealed with `keys`; with `url` only ends and moves are shared."""
     url: RegistryUrl | None = Field(default=None, repr=False)
+    """The Redis that replicas share. Needed with `redis`; with `signed` it shares ends and moves."""
     ttl: Duration = written("2h")
     """Sliding; a session never expires under an open stream."""
     cache_ttl: Duration = written("30s")
@@ -97,7 +103,9 @@ class ClientLimits(Model):
     """What one client address, or one principal, may have at once; more is answered with 429."""
 
     streams: OptionalCount = None
+    """Streams open at once."""
     requests: OptionalCount = None
+    """Requests in progress at once, streams not counted."""
 
 
 class AddressLimits(ClientLimits):
@@ -115,14 +123,18 @@ class Limits(Model):
     head: Size = written("32KiB")
     """Largest request head: request line and headers."""
     header_fields: Count = 100
+    """Header fields of a request."""
     json_hold: Size = written("1MiB")
     """A JSON answer is held until it is whole up to this size, streamed above it."""
     streams: Count = 10_000
-    """Streams open at once."""
+    """Streams open at once, of all workers together; one more gets 503. Never more than three quarters of the
+    connections that the file limit allows."""
     requests: Count = 10_000
-    """Requests in progress at once, streams not counted."""
+    """Requests in progress at once, of all workers together, streams not counted; one more gets 503."""
     per_client: AddressLimits = Field(default_factory=AddressLimits)
+    """Shares of one client address, or of one IPv6 network of 64 bits."""
     per_principal: ClientLimits = Field(default_factory=ClientLimits)
+    """Shares of one authenticated principal; without authentication nobody has one."""
     memory: OptionalSize = written("off")
     """Resident memory of a process above which it takes no more streams than it has; above 110 % no more
     requests either."""
@@ -139,13 +151,16 @@ class RouteConfig(Model):
     """Which pool answers on which path."""
 
     path: RoutePath
+    """Compared byte for byte with the path that clients ask for; a query is passed on."""
     pool: str
+    """Name of the pool that answers."""
 
 
 class TracesConfig(Model):
     """Spans of requests, sent to a collector over OTLP/HTTP (extra `otlp`)."""
 
     endpoint: CollectorUrl
+    """The collector."""
     sample: Ratio = 0.01
     """Of the traces that begin here. Whether others are recorded is what `traceparent` says."""
     limit: OptionalCount = 500
@@ -156,6 +171,7 @@ class TracesConfig(Model):
     timeout: Duration = written("10s")
     """How long to try to send a batch; then it is lost, and counted."""
     service_name: ServiceName = "mcp-proxy"
+    """`service.name` of the spans."""
 
 
 class TelemetryConfig(Model):
@@ -164,9 +180,11 @@ class TelemetryConfig(Model):
     log: Literal["text", "json"] = "text"
     """The application log, on standard error: for people, or one JSON object per line."""
     access_log: Switch = "json"
+    """One JSON object for each exchange that has ended."""
     access_log_file: LogFile | None = None
-    """Standard output when not given."""
+    """Standard output when not given. Opened anew on SIGUSR1."""
     metrics: Flag = True
+    """Measure requests and answer `/metrics`; else it is 404."""
     traces: Annotated[
         TracesConfig | None,
         BeforeValidator(off_is_none, json_schema_input_type=TracesConfig | Literal["off", False] | None),
@@ -187,19 +205,28 @@ class Config(Model):
     """Everything that one proxy process does. Built by ``load`` or directly; both are checked."""
 
     listen: Listen = written("127.0.0.1:8080")
+    """Where clients connect."""
     admin: Admin = Field(default_factory=AdminConfig)
+    """The admin listener, or `off`."""
     external_url: ExternalUrl | None = None
-    """What clients see when something stands in front of the proxy."""
+    """What clients see when something stands in front of the proxy. Its host may stand in `Host`, and its
+    origin in `Origin`."""
     trusted_proxies: tuple[TrustedNetwork, ...] = ()
-    """Whose X-Forwarded-* headers are believed."""
+    """Peers whose X-Forwarded-* headers and X-Request-Id are believed."""
     tls: TlsConfig | None = None
+    """TLS of the public listener; without it clients speak plain HTTP."""
     workers: Count = 1
+    """Processes that share the listener. More than one needs `sessions.store` to be `redis` or `signed`."""
     sessions: SessionsConfig = Field(default_factory=SessionsConfig)
+    """Where it is written who owns a session."""
     limits: Limits = Field(default_factory=Limits)
+    """Bounds of everything that a client or backend could make grow."""
     pools: dict[str, PoolConfig] = Field(default_factory=dict)
+    """Replicas of each MCP server, by a name of at most 63 letters, digits, `-`, `_` and `.`."""
     routes: tuple[RouteConfig, ...] = ()
     """May be left out when there is exactly one pool: `/mcp` leads to it."""
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    """What the proxy tells about its traffic."""
 
     @model_validator(mode="before")
     @classmethod

@@ -40,14 +40,18 @@ class BackendConfig(Model):
     """One replica of an MCP server."""
 
     url: BackendUrl
+    """The MCP endpoint of the replica."""
     weight: Weight = 1
+    """Its share of what is balanced, beside the weights of the others."""
 
 
 class Timeouts(Model):
     """How long to wait for a backend."""
 
     connect: Duration = written("2s")
+    """Until there is a connection, the handshake of TLS included."""
     response_head: OptionalDuration = written("none")
+    """Until the head of an answer has come; then 504. Servers may take as long as their slowest tool."""
     idle: OptionalDuration = written("none")
     """Longest silence within a response body."""
 
@@ -63,9 +67,11 @@ class UpstreamTls(FileModel):
     """TLS towards backends; without it the system's certificate authorities decide."""
 
     ca: AuthorityFile | None = None
+    """Authorities that sign the certificates of the backends, instead of the system's."""
     certificate: PemFile | None = None
     """Shown to backends that ask for one; needs `key`."""
     key: PemFile | None = None
+    """The private key of `certificate`, without a passphrase."""
     server_name: DiscoveryName | None = None
     """Name that the certificates of the backends must have. By default the host of the URL; with `discover`
     the name that was asked for."""
@@ -94,6 +100,7 @@ class KubernetesService(Model):
     """The Service whose EndpointSlices name the backends; a headless one, or any other."""
 
     service: DiscoveryName
+    """Name of the Service."""
     namespace: DiscoveryName | None = None
     """That of the proxy's own pod when not given."""
 
@@ -112,7 +119,9 @@ class DiscoverConfig(Model):
     port: PortReference | None = None
     """Needed with `dns`; with `kubernetes` number or name, and only if the Service has several."""
     path: RoutePath = DEFAULT_PATH
+    """Path of the MCP endpoint of each backend that is found."""
     tls: Flag = False
+    """Speak https to the backends that are found."""
     every: Duration = written("5s")
     """Between two look-ups of `dns` or `srv`."""
 
@@ -124,7 +133,9 @@ class ActiveConfig(Model):
     """`tcp`: connect. A path, such as `/healthz`: GET it, 2xx is well. `discover`: a `server/discover` of
     2026-07-28. Never GET, HEAD or OPTIONS of the MCP path: each would make a session."""
     every: Duration = written("5s")
+    """Between two checks of a backend."""
     timeout: Duration = written("2s")
+    """A check that takes longer has failed. At most `every`."""
     fall: Count = 3
     """So many failures in a row make it unhealthy."""
     rise: Count = 2
@@ -154,6 +165,7 @@ class HealthConfig(Model):
         EjectConfig | None,
         BeforeValidator(off_is_none, json_schema_input_type=EjectConfig | Literal["off", False] | None),
     ] = Field(default_factory=EjectConfig)
+    """Leave out backends that fail; `off`: never."""
 
 
 def _url_only(value: object) -> object:
@@ -171,6 +183,7 @@ class PoolConfig(Model):
     model_config = one_of("backends", "discover")
 
     backends: tuple[Backend, ...] = ()
+    """URLs of the replicas, or `{url, weight}` each."""
     discover: DiscoverConfig | None = None
     """Instead of `backends`."""
     balance: Literal["least_sessions", "least_inflight", "round_robin", "hash"] = "least_sessions"
@@ -182,9 +195,11 @@ class PoolConfig(Model):
     """`modern`: speaks 2026-07-28. `probe`: each backend is asked, and requests of that era go only to
     those that speak it."""
     health: HealthConfig = Field(default_factory=HealthConfig)
+    """How the pool finds out which backends work."""
     drain: Duration = written("5m")
     """How long the sessions and streams of a backend that leaves may go on."""
     affinity: AffinityConfig = Field(default_factory=AffinityConfig)
+    """Which backend gets requests that belong to no session."""
     on_backend_loss: Literal["end", "reinitialize"] = "end"
     """`end`: sessions of a lost backend get 404 and the client starts again. `reinitialize`: they are
     made anew at another backend, without the state that they had; for servers that need none."""
@@ -194,10 +209,14 @@ class PoolConfig(Model):
     """The same for a backend of which only other replicas have heard: so long may configuration or discovery
     take to reach all of them."""
     transport: Literal["http11", "httpx"] = "http11"
+    """How backends are spoken to. `httpx` knows HTTP/2 and egress proxies and needs several times the CPU."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
+    """How long to wait for a backend."""
     credentials: Credentials = Field(default_factory=Credentials)
+    """What backends get instead of the client's own."""
     tls: UpstreamTls | None = None
+    """TLS towards backends whose URL is https."""
     proxy: ProxyUrl | None = Field(default=None, repr=False)
     """Egress proxy (transport httpx); may hold a password, so it may come from env: or file:."""
     http2: Flag = False
-    """Offer HTTP/2 to backends (transport httpx)."""
+    """Offer HTTP/2 to backends (transport httpx, extra `http2`)."""

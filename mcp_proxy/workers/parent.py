@@ -67,11 +67,11 @@ async def _run(
         told = pickle.dumps(share(config))
         await crew.reload(_setup(config, loaded.log_level, key), told, drain_s=_drain_s(config))
         view.follow(config)
-        app.follow(config.admin.token)
+        app.follow(config.admin)
 
     reloader = Reloader(loaded, apply)
     view = CrewView(crew, config, reloader)
-    app = AdminApp(view, config.admin.token)
+    app = AdminApp(view, config.admin)
     loop = asyncio.get_running_loop()
     servers.Signals(crew.stop, crew.hurry).listen()
     loop.add_signal_handler(signal.SIGUSR1, lambda: crew.tell(calls.REOPEN))

@@ -67,9 +67,11 @@ async def ask(
     method: str = "GET",
     view: AdminView | None = None,
     token: str | None = None,
+    metrics_token: str | None = None,
 ) -> httpx2.Response:
     """The answer to a request with exactly these header lines."""
-    transport = httpx2.ASGITransport(create_admin(view or Proxy(), token), raise_app_exceptions=False)
+    app = create_admin(view or Proxy(), token, metrics_token)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     request = httpx2.Request(method, "http://admin.test" + path)
     request.headers = httpx2.Headers(lines)
     response = await transport.handle_async_request(request)
@@ -346,9 +348,23 @@ async def test_health_stays_open_for_kubelets_when_there_is_a_token(path: str) -
     assert (await ask(path, (b"Host", b"10.0.0.7:9901"), token=TOKEN)).status_code == 200
 
 
-def test_an_empty_token_stops_the_start() -> None:
+@pytest.mark.parametrize("path", SECRET)
+async def test_the_token_for_metrics_opens_nothing_else(path: str) -> None:
+    def asking(token: str) -> tuple[bytes, bytes]:
+        return (b"Authorization", b"Bearer " + token.encode())
+
+    known = (await ask(path, LOCAL, BEARER, token=TOKEN)).status_code
+    for token, status in (("scraper", known if path == "/metrics" else 401), ("scrape", 401), ("", 401)):
+        answer = await ask(path, LOCAL, asking(token), token=TOKEN, metrics_token="scraper")
+        assert answer.status_code == status
+    assert known != 401
+    assert (await ask(path, LOCAL, BEARER, token=TOKEN, metrics_token="scraper")).status_code == known
+
+
+@pytest.mark.parametrize("tokens", [("",), (TOKEN, "")])
+def test_an_empty_token_stops_the_start(tokens: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="empty"):
-        create_admin(Proxy(), "")
+        create_admin(Proxy(), *tokens)
 
 
 def test_a_websocket_is_refused() -> None:

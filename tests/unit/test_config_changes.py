@@ -23,6 +23,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "listen": ("127.0.0.1:1", "127.0.0.1:8080"),
     "admin.listen": ("off", "127.0.0.1:9901"),
     "admin.token": ("one", "two"),
+    "admin.metrics_token": ("three", "four"),
     "external_url": ("https://a.example", "https://b.example"),
     "trusted_proxies": (["10.0.0.0/8"], []),
     "workers": (2, 1),
@@ -82,6 +83,8 @@ def with_key(key: str, value: Any) -> Config:
         sections["sessions"] = {"store": "redis", "url": "redis://h"}
     if key in ("sessions.store", "sessions.keys"):
         sections["sessions"] = {"keys": KEYS[:1]}
+    if key == "admin.metrics_token":
+        sections["admin"] = {"token": "one"}
     section: Any = sections
     *path, last = key.replace("*", "a").split(".")
     for name in path:

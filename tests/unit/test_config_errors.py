@@ -146,7 +146,7 @@ def test_what_works_but_is_not_wise_is_a_warning_with_its_line(tmp_path: Path) -
     file = tmp_path / "proxy.yaml"
     file.write_text(
         """\
-admin: {token: hunter2}
+admin: {token: hunter2, metrics_token: hunter2}
 pools:
   a:
     backends: [http://a]
@@ -162,6 +162,7 @@ routes: [{path: /a, pool: a}]
     warnings = read(file, {}, {}).warnings
 
     assert sorted(str(warning).replace(f"{tmp_path}/", "").partition(" (")[0] for warning in warnings) == [
+        "proxy.yaml:1: admin.metrics_token: a secret stands in the configuration",
         "proxy.yaml:1: admin.token: a secret stands in the configuration",
         "proxy.yaml:5: pools.a.credentials.authorization: a secret stands in the configuration",
         "proxy.yaml:7: pools.a.proxy: a secret stands in the configuration",

@@ -16,6 +16,7 @@ VARIABLES = {
     "MCP_PROXY_LISTEN": "127.0.0.1:1001",
     "MCP_PROXY_ADMIN": "127.0.0.1:1002",
     "MCP_PROXY_ADMIN_TOKEN": "secret",
+    "MCP_PROXY_METRICS_TOKEN": "another",
     "MCP_PROXY_PATH": "/env",
     "MCP_PROXY_SESSIONS": "memory",
     "MCP_PROXY_WORKERS": "1",
@@ -195,3 +196,21 @@ def test_a_flag_does_not_hide_that_its_section_of_the_file_is_broken(file: Path)
 
     (problem,) = messages({}, {"admin": "127.0.0.1:1"}, file)
     assert problem.startswith(f"{file}:1: admin: must be keys with values")
+
+
+def test_a_secret_in_a_variable_is_no_literal_but_one_on_the_command_line_is(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.yaml"
+    file.write_text(f"pools: {{a: {{backends: [{URL}]}}}}\n")
+    registry = "redis://:hunter2@redis:6379/0"
+    environ = {
+        "MCP_PROXY_SESSIONS": registry,
+        "MCP_PROXY_ADMIN_TOKEN": "hunter2",
+        "MCP_PROXY_METRICS_TOKEN": "hunter2",
+    }
+
+    assert read(file, environ, {}).warnings == []
+    (warning,) = read(file, environ, {"sessions": registry}).warnings
+    assert str(warning).startswith("--sessions: a secret stands in the configuration")
+    file.write_text(f"pools: {{a: {{backends: [{URL}]}}}}\nsessions: {{store: redis, url: '{registry}'}}\n")
+    (warning,) = read(file, environ, {}).warnings
+    assert str(warning).startswith(f"{file}:2: sessions.url: a secret stands in the configuration")

@@ -238,6 +238,9 @@ MISTAKES = {
         "pools: {a: {backends: [http://a], on_backend_loss: forget}}\n", 1, "on_backend_loss", "reinitialize",
     ),
     "open admin": (GOOD + "admin: {listen: ':9901'}\n", 2, "has no token", "MCP_PROXY_ADMIN_TOKEN"),
+    "token for metrics alone": (
+        GOOD + "admin: {metrics_token: hunter2}\n", 2, "open to whoever", "set admin.token",
+    ),
     "admin on the same port": (GOOD + "admin: {listen: 127.0.0.1:8080}\n", 2, "already", "another port"),
     "missing variable": (GOOD + "admin: {token: env:NOPE}\n", 2, "'NOPE' is not set", "export NOPE"),
     "missing secret file": (GOOD + "admin: {token: file:/nope}\n", 2, "'/nope': no such file", "permissions"),

@@ -12,7 +12,7 @@ SECRET = "planted-secret-of-32-characters-x"
 URL = "http://10.0.0.11:8000/mcp"
 
 PLANTED: dict[str, Any] = {
-    "admin": {"token": SECRET},
+    "admin": {"token": SECRET, "metrics_token": SECRET},
     "sessions": {
         "store": "signed",
         "url": f"redis://:{SECRET}@redis.example:6379/0",
@@ -78,4 +78,8 @@ def test_no_secret_is_shown_and_everything_else_is() -> None:
     assert dumped["limits"]["drain"] == 7.0
     assert dumped["pools"]["a"]["backends"][0]["url"] == URL
     assert dumped["pools"]["a"]["health"]["eject"]["for"] == 30.0, "named as in the file"
-    assert dumped["admin"] == {"listen": "127.0.0.1:9901", "token": "[redacted]"}
+    assert dumped["admin"] == {
+        "listen": "127.0.0.1:9901",
+        "token": "[redacted]",
+        "metrics_token": "[redacted]",
+    }
