@@ -185,7 +185,7 @@ variable "clients" {
 }
 
 variable "scrapers" {
-  description = "Who may read metrics and use the admin listener (which wants its token for all but health and metrics)."
+  description = "Who may reach the admin listener (which wants a token for all but health; MCP_PROXY_METRICS_TOKEN opens /metrics only)."
   type = list(object({
     namespace = string
     pods      = optional(map(string), {})

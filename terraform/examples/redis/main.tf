@@ -36,8 +36,9 @@ module "mcp_proxy" {
   sessions      = "redis://:$(REDIS_PASSWORD)@mcp-proxy-redis:6379/0"
 
   secret_env = {
-    MCP_PROXY_ADMIN_TOKEN = { name = "mcp-proxy", key = "admin-token" }
-    REDIS_PASSWORD        = { name = "mcp-proxy-redis", key = "password" }
+    MCP_PROXY_ADMIN_TOKEN   = { name = "mcp-proxy", key = "admin-token" }
+    MCP_PROXY_METRICS_TOKEN = { name = "mcp-proxy", key = "metrics-token" }
+    REDIS_PASSWORD          = { name = "mcp-proxy-redis", key = "password" }
   }
 
   min_replicas       = 3
