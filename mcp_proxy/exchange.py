@@ -63,6 +63,9 @@ _MOVES: Final[dict[State, frozenset[State]]] = {
     State.DONE: frozenset(),
 }
 
+_SENT: Final = (State.WAITING, State.HOLDING)
+"""A backend has the request, and nobody has its answer."""
+
 _PHASES: Final = {
     State.ROUTING: Phase.ROUTE,
     State.WAITING: Phase.HEAD,
@@ -397,7 +400,12 @@ class Exchange:
             self._drop_call()
             self._break_off(Fault.DRAIN)
         elif self.state is not State.DONE:
-            self.refuse(Rejection("draining", id=self.id), Fault.DRAIN)
+            plan = self.plan
+            if self.state not in _SENT or plan is None or plan.repeatable or plan.listens:
+                self.refuse(Rejection("draining", id=self.id), Fault.DRAIN)
+            else:  # it may have run, so nobody may be told to come again with it
+                detail = "the proxy stopped before the backend had answered"
+                self.refuse(Rejection("upstream_timeout", detail, self.id), Fault.DRAIN)
 
     # --- Receiver: called by the transport -------------------------------------------
 

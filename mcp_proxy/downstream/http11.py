@@ -21,7 +21,7 @@ import httptools
 
 from mcp_proxy.downstream.known import KnownHeads, Shape
 from mcp_proxy.downstream.reader import Head, Refused
-from mcp_proxy.downstream.settings import NO_ROOM, DoorSettings, settings_of
+from mcp_proxy.downstream.settings import LINGER_LIMIT, NO_ROOM, DoorSettings, settings_of
 from mcp_proxy.repeat import RepeatedHead
 from mcp_proxy.sockets import unsent_bytes
 from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, Request
@@ -29,10 +29,6 @@ from mcp_proxy.wire import Admission, Conversation, Fields, Headers, Rejection, 
 PIPELINE_LIMIT: Final = 64 * 1024
 """Bytes accepted behind a request that is being answered. Reading never stops (that would
 hide the client's disconnect), so the bound ends the connection instead."""
-
-LINGER_LIMIT: Final = 64 * 1024
-"""Bytes of an unwanted body that are read and dropped so that the client can read the answer
-before the close (RFC 9112 section 9.6)."""
 
 
 class State(Enum):
@@ -310,7 +306,7 @@ class Http11Protocol(asyncio.Protocol):
 
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
-        if self._dropped > LINGER_LIMIT:
+        if self._dropped > LINGER_LIMIT and self._dropped > self._settings.linger_limit(self._peer):
             self._state = State.CLOSED
             self._transport.abort()
 

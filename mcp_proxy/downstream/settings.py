@@ -62,6 +62,10 @@ once before one is reset, which SDK clients take for a crash."""
 SHED_OF_ONE: Final = 16
 """The same for the connections of one client above its limit, and 429."""
 
+LINGER_LIMIT: Final = 64 * 1024
+"""Bytes of an unwanted body that are read and dropped so that the client can read the answer
+before the close (RFC 9112 section 9.6)."""
+
 NO_ROOM: Final = Rejection("overloaded", "too many connections")
 """There are too many even to be told so."""
 
@@ -191,6 +195,11 @@ class DoorSettings:
         """Where a connection remembers heads. What only one client can send is forgotten with its connection,
         and it cannot push out what others have."""
         return self.heads if peer and self._is_trusted(peer) else KnownHeads(OWN_BYTES)
+
+    def linger_limit(self, peer: str) -> int:
+        """Bytes of an unwanted body that are dropped. nginx sends all of a body before it reads the answer, and
+        makes 502 of one that it could not read: what it accepted from its client is taken from it."""
+        return self.handler.body_limit + LINGER_LIMIT if peer and self._is_trusted(peer) else LINGER_LIMIT
 
     def _judge(self, peer: str) -> bool:
         address = ipaddress.ip_address(plain_address(peer))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 
-from mcp_proxy.downstream.http11 import LINGER_LIMIT
+from mcp_proxy.downstream.settings import LINGER_LIMIT
 from mcp_proxy.wire import Rejection
 from tests.unit.doorway import BODY_LIMIT, CHUNKED, Door, ScriptedHandler, chunked, get, post, settings
 from tests.unit.fakes import FakeTransport, read_responses, settle
@@ -174,6 +176,15 @@ async def test_the_lingering_has_a_limit_in_bytes_and_in_time() -> None:
     door.feed(b"garbage\r\n\r\n")
     door.expire()
     assert door.transport.fate == "aborted"
+
+
+async def test_a_trusted_proxy_may_send_all_of_a_body_that_it_has_accepted() -> None:
+    """nginx reads no answer before that, and tells its client 502."""
+    for flood, fate in ((BODY_LIMIT + LINGER_LIMIT, ""), (BODY_LIMIT + LINGER_LIMIT + 1, "aborted")):
+        door = Door(trusted_proxies=[ip_network("192.0.2.0/24")])
+        door.feed(b"garbage\r\n\r\n")
+        door.feed(b"x" * flood)
+        assert door.transport.fate == fate
 
 
 async def test_an_early_answer_over_tls_is_not_destroyed_by_a_close_with_unread_bytes() -> None:

@@ -55,6 +55,9 @@ async def test_the_end_of_the_grace_ends_everything_once(state: State, listens: 
     assert rig.backend.inflight == 0
     if state is State.RELAYING:
         assert rig.reply.outcome == ("end" if listens else "abort")
+    elif state in (State.WAITING, State.HOLDING) and not listens:
+        assert (rig.reply.status, rig.reply.reason, rig.reply.outcome) == (504, "upstream_timeout", "answer")
+        assert b'"maybeExecuted":true' in rig.reply.body
     elif state is not State.DONE:
         assert (rig.reply.status, rig.reply.reason, rig.reply.outcome) == (503, "draining", "answer")
     if state is not State.DONE:

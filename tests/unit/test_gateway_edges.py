@@ -306,9 +306,12 @@ async def test_closing_ends_everything_once_and_is_idempotent() -> None:
     for _ in range(2):
         await house.gateway.aclose()
         await house.pool.aclose()
-    for client in (routing, waiting, holding, storing):
+    for client in (routing, storing):
         assert client.verdict == (503, "draining")
         assert client.reply.one(b"retry-after") == b"1"
+    for client in (waiting, holding):
+        assert client.verdict == (504, "upstream_timeout"), "it may have run"
+        assert client.reply.one(b"retry-after") is None
     assert (streaming.reply.outcome, listening.reply.outcome) == ("abort", "end")
     assert {record.ended_by for record in house.journal.records} == {Fault.DRAIN}
     assert len(house.journal.records) == 6
