@@ -14,11 +14,11 @@ export PYTHON
 BIN := .venv/bin
 # Test processes at once. The suite drives real servers, so more than the cores there are only adds noise.
 JOBS ?= 2
-TOOLS := redis-server nginx haproxy wrk promtool
+TOOLS := redis-server nginx haproxy wrk promtool curl openssl
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist clean
+.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ load: .venv/.ready-dev tools ## 15 seconds of load on the proxy in front of exam
 dist: .venv/.ready-dev ## sdist, wheel and bill of materials in dist/, built twice and compared
 	scripts/release-build.sh
 
+docs: .venv/.ready-dev ## the configuration reference, and all of docs as a site in build/site
+	@mkdir -p build
+	$(BIN)/mcp-proxy schema --markdown > build/configuration.md
+	mv build/configuration.md docs/configuration.md
+	$(BIN)/zensical build --strict --clean
+
 setup: .venv/.ready-dev tools ## what test and check need, without running them
 
 tools:
@@ -70,5 +76,5 @@ tools:
 	@scripts/setup.sh python $*
 
 clean: ## remove everything that make has made
-	rm -rf .venv build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .cache build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

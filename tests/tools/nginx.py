@@ -1,14 +1,15 @@
-"""A real nginx that spreads requests over ports in turn, without affinity, as an operator would set it up."""
+"""A real nginx that spreads requests over ports in turn, without affinity: the least that works. What is
+shipped to operators is run by ``nginx_shipped.py``."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from tests.tools import PATIENCE_S
+from tests.tools.nginx_shipped import listening, program
 from tests.tools.ports import free_ports
 
 # max_fails=0: a replica that restarts refuses connections for a moment, and the next one is asked at
@@ -50,33 +51,19 @@ http {{
 async def nginx(ports: Sequence[int], folder: Path, **headers: str) -> AsyncIterator[int]:
     """In front of ``ports``; yields its own port. ``folder`` exists and gets configuration and logs.
     ``headers`` are set in requests; underscores become hyphens."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    assert program is not None, "nginx is not installed (make setup)"
     (port,) = free_ports(1)
     servers = "\n        ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in ports)
     config = folder / "nginx.conf"
     lines = (f"proxy_set_header {name.replace('_', '-')} {value};" for name, value in headers.items())
     config.write_text(_CONFIG.format(port=port, servers=servers, headers="\n            ".join(lines)))
     process = await asyncio.create_subprocess_exec(
-        *(program, "-p", f"{folder}/", "-e", "error.log", "-c", str(config)),
+        *(program(), "-p", f"{folder}/", "-e", "error.log", "-c", str(config)),
         stdin=asyncio.subprocess.DEVNULL,
     )
     try:
-        await _listening(port, process)
+        await listening(port, process)
         yield port
     finally:
         process.terminate()
         async with asyncio.timeout(PATIENCE_S):
             await process.wait()
-
-
-async def _listening(port: int, process: asyncio.subprocess.Process) -> None:
-    """The wait with a pause: before the listener exists there is nothing to wait on."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            assert process.returncode is None, "nginx ended"
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return
-            await asyncio.sleep(0.02)
