@@ -197,8 +197,8 @@ class DoorSettings:
         return self.heads if peer and self._is_trusted(peer) else KnownHeads(OWN_BYTES)
 
     def linger_limit(self, peer: str) -> int:
-        """Bytes of an unwanted body that are dropped. nginx sends all of a body before it reads the answer, and
-        makes 502 of one that it could not read: what it accepted from its client is taken from it."""
+        """Bytes of an unwanted body that are dropped. nginx sends all of a body before it reads the answer,
+        and makes 502 of one that it could not read: what it took from its client is taken from it."""
         return self.handler.body_limit + LINGER_LIMIT if peer and self._is_trusted(peer) else LINGER_LIMIT
 
     def _judge(self, peer: str) -> bool:
