@@ -15,10 +15,11 @@ BIN := .venv/bin
 # Test processes at once. The suite drives real servers, so more than the cores there are only adds noise.
 JOBS ?= 2
 TOOLS := redis-server nginx haproxy wrk promtool curl openssl
+IMAGE_TOOLS := mmdebstrap systemd-nspawn ip
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist docs clean
+.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist docs image clean-machine clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +30,7 @@ run: .venv/.ready-run ## two example servers, the proxy in front, a client that 
 test: .venv/.ready-dev tools ## unit, wire and e2e tests with branch coverage
 	@mkdir -p build/coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile -m 'not conformance'
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile -m 'not conformance and not privileged'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -60,6 +61,14 @@ load: .venv/.ready-dev tools ## 15 seconds of load on the proxy in front of exam
 
 dist: .venv/.ready-dev ## sdist, wheel and bill of materials in dist/, built twice and compared
 	scripts/release-build.sh
+
+image: .venv/.ready-dev tools ## build and run image, compose.yaml and the systemd unit, without an engine; needs root
+	@scripts/setup.sh tools $(IMAGE_TOOLS)
+	$(PYTEST) tests/deploy -m privileged
+
+clean-machine: ## a fresh Debian 12, a fresh clone, and in it make run and make test; needs root
+	@scripts/setup.sh tools mmdebstrap
+	@scripts/clean-machine.sh run test
 
 docs: .venv/.ready-dev ## the configuration reference, and all of docs as a site in build/site
 	@mkdir -p build

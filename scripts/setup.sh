@@ -67,7 +67,9 @@ server_units() {
 # The package that brings a command; most are named like it.
 package_of() {
     case $1 in
+        ip) echo iproute2 ;;
         promtool) echo prometheus ;;
+        systemd-nspawn) echo systemd-container ;;
         *) echo "$1" ;;
     esac
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,3 +78,22 @@ def test_3_with_one_sentence_when_the_port_is_taken(taken: socket) -> None:
     assert str(port) in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_process_1_of_a_container_ends_at_sigterm_before_it_serves(tmp_path: Path) -> None:
+    """The kernel gives process 1 no signal that it does not handle. It reads its configuration from a pipe, so
+    that it is certainly not further than that."""
+    pipe = tmp_path / "proxy.yaml"
+    os.mkfifo(pipe)
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if os.geteuid() != 0:
+        unshare += ["--user", "--map-root-user"]
+    command = [*unshare, sys.executable, "-m", "mcp_proxy", "serve", "--config", str(pipe)]
+    with subprocess.Popen(command) as process:
+        try:
+            with pipe.open("w"):
+                first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                os.kill(int(first), signal.SIGTERM)
+                assert process.wait(30) == 0
+        finally:
+            process.kill()
