@@ -15,11 +15,17 @@ _PARTS = ("anyio", "click", "httptools", "httpx2", "msgspec", "pydantic", "starl
 
 
 @click.command()
-def schema() -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a page for people instead: every key.")
+def schema(as_markdown: bool) -> None:
     """Print the JSON schema of the configuration file.
 
     Editors complete and check the file with a first line such as
     `# yaml-language-server: $schema=mcp-proxy.schema.json`."""
+    if as_markdown:
+        from mcp_proxy.cli.reference import page
+
+        click.echo(page(), nl=False)
+        return
     from mcp_proxy.config import Config
 
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}

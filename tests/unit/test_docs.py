@@ -1,28 +1,27 @@
-"""What the documents say can be used: configurations load, commands parse, metrics and keys exist.
+"""What the documents say can be used: configurations load, metrics and keys exist.
 
-Rules of this file: nothing is run. A fragment of a configuration gets what every configuration has, and no
-more: a backend for a pool without one, a route to each pool, a value for each variable that it names.
+Rules of this file: nothing is run (``tests/deploy/test_docs_commands.py`` runs the commands). A fragment of a
+configuration gets what every configuration has, and no more: a backend for a pool without one, a route to
+each pool and a pool for each route, a value for each variable and a file for each path that it names.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 import socket
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
-from mcp_proxy.cli.main import commands
 from mcp_proxy.config import Config, load, read
 from mcp_proxy.reload import Reloader
 from mcp_proxy.telemetry.exposition import Exposition
 from mcp_proxy.telemetry.snapshot import GaugeSnapshot, Snapshot
 from mcp_proxy.workers.crew import Crew
 from mcp_proxy.workers.group import Group
+from tests.tools.tls import Authority
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,11 +30,13 @@ TEXTS = {document.name: document.read_text() for document in DOCUMENTS}
 VARIABLES = {
     "WEATHER_TOKEN": "Bearer weather",
     "COLLECTOR_TOKEN": "Bearer collector",
+    "MCP_PROXY_ADMIN_TOKEN": "t" * 32,
+    "MCP_PROXY_METRICS_TOKEN": "m" * 32,
     "MCP_PROXY_SESSION_KEY": "k" * 44,
     "MCP_PROXY_REDIS_URL": "redis://redis:6379/0",
 }
 
-SUFFIXES = (".md", ".py", ".yaml", ".json", ".dev")
+SUFFIXES = (".md", ".py", ".yaml", ".json", ".dev", ".crt")
 OTHERS = {"retry"}
 """Left of a colon, and not of the configuration."""
 
@@ -52,14 +53,29 @@ def blocks(language: str) -> list[Any]:
 # --- configurations ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the examples have in /etc/tls."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = Authority(folder)
+    authority.ca.rename(folder / "ca.crt")
+    authority.certificate.rename(folder / "tls.crt")
+    return folder
+
+
+def is_of_the_proxy(document: dict[str, Any]) -> bool:
+    """Other programs have YAML, too; each says its own."""
+    return not document.keys() & {"apiVersion", "services", "jobs", "on", True}
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_configuration_can_be_used(block: str, tmp_path: Path) -> None:
-    documents = list(yaml.safe_load_all(block))
-    if "apiVersion" in documents[0]:  # of Kubernetes
-        assert all(each["apiVersion"] and each["kind"] for each in documents)
+def test_a_configuration_can_be_used(block: str, tls: Path, tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all(block.replace("/etc/tls", str(tls))))
+    if not is_of_the_proxy(documents[0]):
         return
     (document,) = documents
-    pools = document.setdefault("pools", {"pool": {}})
+    named = [route["pool"] for route in document.get("routes", ())] or ["pool"]
+    pools = document.setdefault("pools", {name: {} for name in named})
     for pool in pools.values():
         if "discover" not in pool:
             pool.setdefault("backends", ["http://10.0.0.11:8000/mcp"])
@@ -67,26 +83,6 @@ def test_a_configuration_can_be_used(block: str, tmp_path: Path) -> None:
     (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(document))
 
     assert load(tmp_path / "proxy.yaml", VARIABLES, {}).pools.keys() == pools.keys()
-
-
-# --- commands ------------------------------------------------------------------------------------------
-
-COMMAND_LINES = {
-    found.partition("#")[0].strip()
-    for text in TEXTS.values()
-    for found in re.findall(r"^\$ .*?\bmcp-proxy ([^\n)]*)", text, re.M)
-}
-
-
-@pytest.mark.parametrize("line", sorted(COMMAND_LINES))
-def test_a_command_line_parses(line: str) -> None:
-    command: click.Command = commands
-    context = command.make_context("mcp-proxy", shlex.split(line))
-    while isinstance(command, click.Group):
-        rest = [*context._protected_args, *context.args]
-        name, found, rest = command.resolve_command(context, rest)
-        assert found is not None, f"there is no command {name}"
-        command, context = found, found.make_context(name, rest, context)
 
 
 # --- names ---------------------------------------------------------------------------------------------
