@@ -19,7 +19,7 @@ IMAGE_TOOLS := mmdebstrap systemd-nspawn ip
 PYTEST := $(BIN)/python -m pytest
 SETUP_INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: help setup tools run test check wire e2e nightly conformance bench load dist docs image clean-machine clean
+.PHONY: help setup tools run test check wire e2e nightly conformance bench bench-smoke load dist docs image clean-machine clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,8 +56,11 @@ conformance: .venv/.ready-dev ## the official conformance suite, direct and thro
 bench: .venv/.ready-dev tools ## cost per call beside nginx and HAProxy; takes minutes, wants a quiet machine
 	$(BIN)/python -m tests.bench
 
-load: .venv/.ready-dev tools ## 15 seconds of load on the proxy in front of example servers
+bench-smoke: .venv/.ready-dev tools ## does the benchmark run at all: short, small, no goals
 	$(BIN)/python -m tests.bench --smoke
+
+load: .venv/.ready-dev tools ## 60 seconds of every kind of user: nginx, two proxies, Redis; report in build/load
+	$(BIN)/python -m tests.load
 
 dist: .venv/.ready-dev ## sdist, wheel and bill of materials in dist/, built twice and compared
 	scripts/release-build.sh

@@ -41,6 +41,7 @@ COMMANDS = {
     "log-level": Entry("mcp_proxy.cli.log_level:log_level", "Operate", "Say more or less in the log."),
     "check": Entry("mcp_proxy.cli.check:check", "Configure", "Show every mistake in the configuration."),
     "schema": Entry("mcp_proxy.cli.about:schema", "Configure", "Print the JSON schema of the configuration."),
+    "load": Entry("mcp_proxy.cli.load:load", "Run", "Load-test an MCP server with users of every kind."),
     "completion": Entry(
         "mcp_proxy.cli.completion:completion", "About", "Print the completion script of a shell."
     ),

@@ -155,7 +155,7 @@ def test_the_readme_has_the_same_figures() -> None:
     readme = figures(section((ROOT / "README.md").read_text(), "## Performance"))
     whole = figures(PERFORMANCE)
 
-    assert len(readme) == 3
+    assert len(readme) == 4
     assert {name: whole[name][:3] for name in readme} == readme
 
 
