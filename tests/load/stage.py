@@ -23,7 +23,7 @@ from tests.tools.proxy import ROOT
 from tests.tools.redis_server import RedisServer
 
 DRAIN_DELAY = "3s"
-"""Longer than nginx keeps an idle connection (``keepalive_timeout 2s``), as docs/nginx.md asks for."""
+"""Longer than nginx keeps an idle connection (``keepalive_timeout 900ms``), as docs/nginx.md asks for."""
 
 
 @dataclass

@@ -81,8 +81,8 @@ def test_3_with_one_sentence_when_the_port_is_taken(taken: socket) -> None:
 
 
 def test_process_1_of_a_container_ends_at_sigterm_before_it_serves(tmp_path: Path) -> None:
-    """The kernel gives process 1 no signal that it does not handle. It reads its configuration from a pipe, so
-    that it is certainly not further than that."""
+    """The kernel gives process 1 no signal that it does not handle. It reads its configuration from a pipe,
+    so it is certainly not further than that."""
     pipe = tmp_path / "proxy.yaml"
     os.mkfifo(pipe)
     unshare = ["unshare", "--pid", "--fork", "--kill-child"]
