@@ -83,6 +83,12 @@ def _admin(admin: AdminConfig | None, listen: Address | None) -> Iterator[Issue]
             "without admin.token everything is open to whoever reaches the listener, /metrics too",
             "set admin.token or MCP_PROXY_ADMIN_TOKEN as well",
         )
+    elif admin.metrics_token is not None and admin.metrics_token == admin.token:
+        yield Issue(
+            ("admin", "metrics_token"),
+            "it is admin.token, which opens more than /metrics",
+            "make one of its own: openssl rand -hex 32",
+        )
     if listen is not None and admin.listen.collides_with(listen):
         yield Issue(("admin", "listen"), f"listen is {listen} already", "give admin another port")
 

@@ -43,14 +43,12 @@ class Cut(NamedTuple):
 class Shape:
     """In which lines of the heads of one connection there are values that vary, as they are written there."""
 
-    __slots__ = ("_lines", "_origin", "varies")
+    __slots__ = ("_lines", "_origin")
 
     def __init__(self, lines: list[tuple[bytes, bytes]], origin: bytes) -> None:
         """``lines``: the bytes in front of each value, and the name of its field."""
         self._lines = lines
         self._origin = b"".join((origin, *(start for start, _ in lines), b"\n"))
-        self.varies = len(lines) > 1
-        """Not in Content-Length only."""
 
     @classmethod
     def of(cls, head: bytes, origin: bytes) -> Shape | None:

@@ -146,7 +146,7 @@ def test_what_works_but_is_not_wise_is_a_warning_with_its_line(tmp_path: Path) -
     file = tmp_path / "proxy.yaml"
     file.write_text(
         """\
-admin: {token: hunter2, metrics_token: hunter2}
+admin: {token: hunter2, metrics_token: hunter2hunter2}
 pools:
   a:
     backends: [http://a]

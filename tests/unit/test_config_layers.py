@@ -205,7 +205,7 @@ def test_a_secret_in_a_variable_is_no_literal_but_one_on_the_command_line_is(tmp
     environ = {
         "MCP_PROXY_SESSIONS": registry,
         "MCP_PROXY_ADMIN_TOKEN": "hunter2",
-        "MCP_PROXY_METRICS_TOKEN": "hunter2",
+        "MCP_PROXY_METRICS_TOKEN": "hunter22",
     }
 
     assert read(file, environ, {}).warnings == []

@@ -241,6 +241,9 @@ MISTAKES = {
     "token for metrics alone": (
         GOOD + "admin: {metrics_token: hunter2}\n", 2, "open to whoever", "set admin.token",
     ),
+    "one token for everything": (
+        GOOD + "admin: {token: hunter2, metrics_token: hunter2}\n", 2, "opens more than", "one of its own",
+    ),
     "admin on the same port": (GOOD + "admin: {listen: 127.0.0.1:8080}\n", 2, "already", "another port"),
     "missing variable": (GOOD + "admin: {token: env:NOPE}\n", 2, "'NOPE' is not set", "export NOPE"),
     "missing secret file": (GOOD + "admin: {token: file:/nope}\n", 2, "'/nope': no such file", "permissions"),

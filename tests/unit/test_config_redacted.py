@@ -12,7 +12,7 @@ SECRET = "planted-secret-of-32-characters-x"
 URL = "http://10.0.0.11:8000/mcp"
 
 PLANTED: dict[str, Any] = {
-    "admin": {"token": SECRET, "metrics_token": SECRET},
+    "admin": {"token": SECRET, "metrics_token": SECRET + "-too"},
     "sessions": {
         "store": "signed",
         "url": f"redis://:{SECRET}@redis.example:6379/0",
