@@ -38,6 +38,7 @@ Precedence: flags, then the file, then these variables, then the defaults.
                              MCP_PROXY_ADMIN, MCP_PROXY_SESSIONS,
                              MCP_PROXY_WORKERS, MCP_PROXY_LOG_LEVEL
   MCP_PROXY_ADMIN_TOKEN      bearer token of the admin listener
+  MCP_PROXY_METRICS_TOKEN    another one, which opens /metrics only
   MCP_PROXY_EXTERNAL_URL     what clients see, like external_url
   MCP_PROXY_TRUSTED_PROXIES  networks, like trusted_proxies
 
