@@ -304,7 +304,8 @@ async def test_a_call_that_outlasts_the_grace_is_told_so(tmp_path: Path) -> None
             await backend.until(lambda: server.waiting == 1)
             proxy.process.send_signal(signal.SIGTERM)
             answer = await client.answer()
-        assert (answer.status, answer.reason, answer.says_close) == (503, "draining", True)
+        assert (answer.status, answer.reason, answer.says_close) == (504, "upstream_timeout", True)
+        assert answer.json["error"]["data"]["maybeExecuted"]
         assert await proxy.wait() == 0
 
 
@@ -319,7 +320,7 @@ async def test_a_second_signal_hurries_out_of_the_delay(tmp_path: Path) -> None:
             await draining(proxy)
             proxy.process.send_signal(signal.SIGTERM)
             answer = await client.answer()
-        assert (answer.status, answer.reason) == (503, "draining")
+        assert (answer.status, answer.reason) == (504, "upstream_timeout")
         assert await proxy.wait() == 0
 
 
