@@ -30,6 +30,7 @@ run: .venv/.ready-run ## two example servers, the proxy in front, a client that 
 test: .venv/.ready-dev tools ## unit, wire and e2e tests with branch coverage
 	@mkdir -p build/coverage
 	$(BIN)/coverage erase
+	$(BIN)/python -m tests.tools.fetch
 	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile -m 'not conformance and not privileged'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -67,6 +68,7 @@ dist: .venv/.ready-dev ## sdist, wheel and bill of materials in dist/, built twi
 
 image: .venv/.ready-dev tools ## build and run image, compose.yaml and the systemd unit, without an engine; needs root
 	@scripts/setup.sh tools $(IMAGE_TOOLS)
+	$(BIN)/python -m tests.tools.fetch
 	$(PYTEST) tests/deploy -m privileged
 
 clean-machine: ## a fresh Debian 12, a fresh clone, and in it make run and make test; needs root

