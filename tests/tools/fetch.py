@@ -1,7 +1,7 @@
 """``python -m tests.tools.fetch``: fetches what tests use from npm before they run.
 
-Rules of this file: a registry may take as long as it likes here; in the middle of a test it would run into the
-time limit of the test, and take the others of its process along.
+Rules of this file: a registry may take as long as it likes here; in the middle of a test it would run into
+the time limit of the test, and take the others of its process along.
 """
 
 from __future__ import annotations
