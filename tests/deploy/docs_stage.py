@@ -123,7 +123,8 @@ ADMIN_PORT: Final = 9901
 NOT_RUN: Final[Mapping[str, str]] = {
     r"make run": "CI runs it: scripts/clean-machine.sh and tests/e2e/test_demo.py",
     r"make test": ".ci/run runs it, and it runs this",
-    r"python3 -m venv .venv && .venv/bin/pip install -c constraints\.txt \.": "scripts/setup.sh does it",
+    r"python3 -m venv \.venv && \. \.venv/bin/activate$": "scripts/setup.sh does it; a new one is empty",
+    r"pip install -c constraints\.txt \.$": "scripts/setup.sh does it; here it would replace what is tested",
     r"(?:make |python -m tests\.)bench\b": "takes a quiet machine; tests/unit/test_bench.py has its parts",
 }
 """By what they begin with."""

@@ -136,6 +136,18 @@ def test_every_command_of_a_page_does_what_the_page_says(page: str, tmp_path: Pa
 ALL = [command.text for page in TEXTS for block in run_here(page) for command in commands(block)]
 
 
+INSTALLS = [page for page in TEXTS if "\n$ pip install " in TEXTS[page]]
+
+
+@pytest.mark.parametrize("page", INSTALLS)
+def test_whoever_is_told_to_install_has_an_environment_first(page: str) -> None:
+    """pip refuses to touch the Python of a Debian 12 (PEP 668)."""
+    lines = [command.text for block in run_here(page) for command in commands(block)]
+    first = next(number for number, line in enumerate(lines) if line.startswith("pip install "))
+
+    assert "python3 -m venv .venv && . .venv/bin/activate" in lines[:first]
+
+
 @pytest.mark.parametrize("pattern", NOT_RUN)
 def test_whatever_is_not_run_stands_on_a_page(pattern: str) -> None:
     assert any(re.match(pattern, command) for command in ALL)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.deploy.rendered import EVERYTHING, PRODUCTION, SETS, bytes_of, config, deployment, objects
+from tests.deploy.rendered import EVERYTHING, K8S, PRODUCTION, SETS, bytes_of, config, deployment, objects
+from tests.tools import kustomize
 from tests.tools.kube_objects import containers, only, pod
 from tests.tools.kustomize import Object
 
@@ -73,8 +75,59 @@ def test_the_route_of_the_gateway_lets_streams_live_and_repeats_nothing(tmp_path
         assert not {"retry", "sessionPersistence"} & rule.keys()
     said = config(PRODUCTION, tmp_path)
     assert [said.external_url] == [f"https://{host}" for host in route["hostnames"]]
-    prefixes = [match["path"]["value"] for rule in route["rules"] for match in rule["matches"]]
-    assert all(any(each.path.startswith(prefix) for prefix in prefixes) for each in said.routes)
+
+
+def is_matched(path: str, kind: str, value: str) -> bool:
+    """As Gateway API and Ingress say it: prefixes are of whole elements of a path."""
+    assert kind in {"Exact", "PathPrefix", "Prefix"}
+    prefix = value.rstrip("/")
+    return path == value or (kind != "Exact" and (path == prefix or path.startswith(f"{prefix}/")))
+
+
+def paths_of(way: Object) -> list[tuple[str, str]]:
+    """What leads to the proxy: how it is compared, and with what."""
+    spec = way["spec"]
+    if way["kind"] == "Ingress":
+        rules = [path for rule in spec["rules"] for path in rule["http"]["paths"]]
+        return [(each["pathType"], each["path"]) for each in rules]
+    matches = [match["path"] for rule in spec["rules"] for match in rule["matches"]]
+    return [(each["type"], each["value"]) for each in matches]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(PRODUCTION, "HTTPRoute"), (EVERYTHING, "HTTPRoute"), (EVERYTHING, "Ingress")]
+)
+def test_every_route_of_the_proxy_can_be_reached_from_outside(name: str, kind: str, tmp_path: Path) -> None:
+    open_paths = paths_of(only(objects(name), kind))
+
+    for route in config(name, tmp_path).routes:
+        assert any(is_matched(route.path, *each) for each in open_paths), route.path
+
+
+def test_the_paths_of_production_are_said_where_its_routes_are() -> None:
+    """In the overlay: not in the component, which operators do not change."""
+    overlay = K8S / PRODUCTION
+    (patch,) = kustomize.objects((overlay / "route.yaml").read_text())
+    routes = yaml.safe_load((overlay / "proxy.yaml").read_text())["routes"]
+
+    for route in routes:
+        assert any(is_matched(route["path"], *each) for each in paths_of(patch)), route["path"]
+
+
+def test_a_route_that_nothing_leads_to_would_be_found() -> None:
+    assert is_matched("/mcp", "PathPrefix", "/mcp")
+    assert is_matched("/mcp/x", "Prefix", "/mcp/")
+    assert not is_matched("/mcp2", "PathPrefix", "/mcp")
+    assert not is_matched("/mcp/x", "Exact", "/mcp")
+    assert not is_matched("/weather/mcp", "PathPrefix", "/mcp")
+
+
+def test_who_is_trusted_in_production_is_a_handful_of_pods(tmp_path: Path) -> None:
+    """docs/security.md: what really stands in front, and nothing wider."""
+    trusted = config(PRODUCTION, tmp_path).trusted_proxies
+
+    assert trusted
+    assert all(network.num_addresses <= 16 for network in trusted)
 
 
 def test_the_legacy_ingress_streams_and_repeats_nothing(tmp_path: Path) -> None:

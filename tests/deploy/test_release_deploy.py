@@ -69,7 +69,7 @@ class Cluster:
         log = self.state / "log"
         return log.read_text().splitlines() if log.exists() else []
 
-    def deploy(self, image: str, overlay: str = "k8s/base") -> tuple[int, str]:
+    def deploy(self, image: str, overlay: str = "k8s/base", **environ: str) -> tuple[int, str]:
         done = subprocess.run(
             [self.tree / "scripts/release-deploy.sh", image, overlay],
             env={
@@ -78,6 +78,7 @@ class Cluster:
                 "STATE": str(self.state),
                 "SMOKE": "smoke --shape smoke",
                 "SMOKE_PATH": "",
+                **environ,
             },
             capture_output=True,
             text=True,
@@ -132,6 +133,62 @@ def test_what_comes_up_and_does_not_work_is_taken_back(cluster: Cluster) -> None
     assert (code, cluster.image, cluster.configuration) == (1, OLD, {"proxy.yaml": "old: 'yes'\n"}), said
     assert "rollout undo deployment/mcp-proxy 4" in cluster.calls
     assert "back at what was revision 4" in said
+
+
+LOSES_THE_FORWARD = """
+pid=$(cat "$STATE/forward.pid")
+touch "$STATE/lost"
+kill "$pid"
+# Gone when the script has noticed, whose child it is.
+while kill -0 "$pid" 2>/dev/null; do :; done
+exit 1
+"""
+ONCE = 'if [ -e "$STATE/lost" ]; then exit %d; fi'
+
+
+@pytest.mark.parametrize(("then", "code", "image"), [(0, 0, NEW), (1, 1, OLD)])
+def test_a_forward_that_died_is_made_once_more_before_anything_is_undone(
+    then: int, code: int, image: str, cluster: Cluster
+) -> None:
+    cluster.smokes(f"{ONCE % then}\n{LOSES_THE_FORWARD}")
+
+    became, said = cluster.deploy(NEW)
+
+    assert (became, cluster.image) == (code, image), said
+    words = [call.split()[0] for call in cluster.calls]
+    assert (words.count("port-forward"), words.count("smoke")) == (2, 2)
+
+
+def test_a_forward_that_dies_every_time_is_not_made_for_ever(cluster: Cluster) -> None:
+    cluster.smokes(LOSES_THE_FORWARD)
+
+    code, said = cluster.deploy(NEW)
+
+    assert (code, cluster.image) == (1, OLD), said
+    assert [call.split()[0] for call in cluster.calls].count("smoke") == 2
+
+
+def test_what_does_not_work_through_a_living_forward_is_tried_once(cluster: Cluster) -> None:
+    cluster.smokes("exit 1")
+    cluster.deploy(NEW)
+
+    assert [call.split()[0] for call in cluster.calls].count("smoke") == 1
+
+
+def test_credentials_of_the_smoke_test_are_one_argument_and_are_told_to_nobody_else(cluster: Cluster) -> None:
+    cluster.smokes('printf "[%s]" "$@" >"$STATE/arguments"')
+    cluster.command(
+        "kubectl",
+        f'[ -z "${{SMOKE_HEADER-}}" ] || exit 9\nexec {sys.executable} -m tests.tools.stub_kubectl "$@"',
+    )
+
+    code, said = cluster.deploy(NEW, SMOKE_HEADER="Authorization: Bearer a  b*")
+
+    assert code == 0, said
+    assert (cluster.state / "arguments").read_text() == (
+        "[--shape][smoke][--header][Authorization: Bearer a  b*][http://127.0.0.1:34567/mcp]"
+    )
+    assert "Bearer" not in said
 
 
 def test_whatever_else_goes_wrong_behind_a_rollout_is_a_reason_to_go_back(cluster: Cluster) -> None:
@@ -249,3 +306,13 @@ def test_the_smoke_test_that_is_run_by_default_is_one_that_the_command_takes(tmp
 
     # Nobody listens there: that it says so means that it has understood.
     assert done.returncode == 3, done.stderr
+
+
+def test_what_an_environment_sets_for_the_smoke_test_is_read_by_the_script_and_named_on_the_page() -> None:
+    workflow = (ROOT / ".github/workflows/deploy.yaml").read_text()
+    named = set(re.findall(r"(\w+): \$\{\{ (?:secrets|vars)\.\1 \}\}", workflow)) - {"KUBE_CONFIG"}
+
+    assert named == {"SMOKE_HEADER", "SMOKE_PATH"}
+    for name in named:
+        assert f"${{{name}:-" in (ROOT / "scripts/release-deploy.sh").read_text()
+        assert f"`{name}`" in (ROOT / "docs/ci-cd.md").read_text()

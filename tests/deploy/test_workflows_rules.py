@@ -30,7 +30,7 @@ WRITES = {
 }
 """Every right to change something that any job has."""
 
-SECRETS = {("deploy.yaml", "production"): {"KUBE_CONFIG"}}
+SECRETS = {("deploy.yaml", "production"): {"KUBE_CONFIG", "SMOKE_HEADER"}}
 """Every secret that is kept at all. The index and the registry need none."""
 
 
