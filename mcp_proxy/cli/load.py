@@ -2,7 +2,7 @@
 
 Rules of this file: it imports click only until it is known what is to be done; locust and gevent are never
 imported here, the generator is a process of its own. Progress goes to stderr, the result to stdout. Exit
-code 1: a threshold is not kept, or it was stopped; 3: it could not start.
+code 1: a threshold is not kept, it was stopped, or the generator died; 3: it could not start.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Examples:
   mcp-proxy load http://localhost:3000/mcp
   mcp-proxy load http://localhost:3000/mcp --shape ramp --pace none
   mcp-proxy load https://mcp.example.com/mcp \\
-      --header 'Authorization: Bearer ...' --time 5m --p99 250ms
+      --header 'Authorization: env:AUTHORIZATION' --time 5m --p99 250ms
   mcp-proxy load http://localhost:3000/mcp --compare direct,nginx,proxy
   mcp-proxy load URL --shape drain --during './rolling-restart.sh'
 
 \b
-Exit codes: 0 thresholds kept, 1 not kept or stopped, 2 bad usage,
-3 could not start. Load only what is yours.
+Exit codes: 0 thresholds kept, 1 not kept, stopped or broken off,
+2 bad usage, 3 could not start. Load only what is yours.
 """
 
 
@@ -64,7 +64,7 @@ class GroupedCommand(click.Command):
 
     groups: Final = {
         "Load": ("shape", "duration", "users", "mix", "pace", "processes", "seed", "during"),
-        "Server": ("headers", "timeout", "tool", "arguments", "insecure"),
+        "Server": ("headers", "timeout", "tool", "arguments", "read_only", "insecure"),
         "Thresholds": ("max_failures", "max_failed_posts", "p50", "p99", "first_event_p99", "min_rate"),
         "Comparison": ("compare", "rounds"),
     }
@@ -98,7 +98,13 @@ def _option(name: str, parameter: str, metavar: str, about: str, **more: Any) ->
 @_option("--processes", "processes", "N", "Generators. Default 1.", type=click.IntRange(1, 64), default=1)
 @_option("--seed", "seed", "N", "Same seed, same choices. Default 1.", type=int, default=1)
 @_option("--during", "during", "COMMAND", "Runs while the load is steady, which lasts until it has ended.")
-@_option("--header", "headers", "'NAME: VALUE'", "Sent with every request; may be repeated.", multiple=True)
+@_option(
+    "--header",
+    "headers",
+    "'NAME: VALUE'",
+    "Sent with every request; may be repeated. A value env:NAME or file:PATH is read from there.",
+    multiple=True,
+)
 @_option(
     "--timeout",
     "timeout",
@@ -108,6 +114,9 @@ def _option(name: str, parameter: str, metavar: str, about: str, **more: Any) ->
 )
 @_option("--tool", "tool", "NAME", "The tool to call. Default: one that says that it only reads.")
 @_option("--arguments", "arguments", "JSON", "Of --tool. Default {}.")
+@click.option(
+    "--read-only", "read_only", is_flag=True, help="Call no tool that does not say that it only reads."
+)
 @click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
 @_option("--max-failures", "max_failures", "SHARE", "Of all requests. Default 0%.", default="0%")
 @_option(
@@ -115,9 +124,7 @@ def _option(name: str, parameter: str, metavar: str, about: str, **more: Any) ->
 )
 @_option("--p50", "p50", "DURATION", "Of all calls.")
 @_option("--p99", "p99", "DURATION", "Of all calls.")
-@_option(
-    "--first-event-p99", "first_event_p99", "DURATION", "From a request to the first event of its stream."
-)
+@_option("--first-event-p99", "first_event_p99", "DURATION", "From a call to the first event of its answer.")
 @_option("--min-rate", "min_rate", "N", "Answers a second, at least.", type=click.FloatRange(0))
 @_option("--compare", "compare", "NAMES", f"Some of {','.join(STARTED)}, or name=URL; the first is the base.")
 @_option("--rounds", "rounds", "N", "Of a comparison. Default 3.", type=click.IntRange(1, 100), default=3)
@@ -131,6 +138,7 @@ def load(url: str | None, report: str, self_test: bool, **given: Any) -> None:
     Without URL a small server that comes along is started and loaded."""
     from mcp_proxy.load import LoadError
     from mcp_proxy.load.conduct import GeneratorDied
+    from mcp_proxy.load.report import LOCUST
 
     try:
         if self_test:
@@ -138,7 +146,7 @@ def load(url: str | None, report: str, self_test: bool, **given: Any) -> None:
             return
         order = read_order(url, given)
         folder = _folder(report)
-        order.locust_html = None if folder is None else str(folder / "locust.html")
+        order.locust_html = None if folder is None else str(folder / LOCUST)
         summary = _run(order)
     except LoadError as error:
         click.echo(f"mcp-proxy load: {plain(str(error))}", err=True)
@@ -154,12 +162,11 @@ def _folder(report: str) -> Path | None:
     """Made before anything is measured: nobody waits an hour for a report that cannot be written."""
     if report == "off":
         return None
+    from mcp_proxy.load.report import prepare
+
     folder = Path(report)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        prepare(folder)
     except OSError as error:
         raise click.UsageError(f"--report: cannot write to {report}: {error.strerror}") from None
     return folder

@@ -7,6 +7,7 @@ be meant is a ``click.UsageError`` with a sentence, before anything is started.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mcp_proxy.load.campaign import Order
     from mcp_proxy.load.thresholds import Thresholds
 
+OWN_HEADERS: Final = frozenset(["host", "content-length", "transfer-encoding", "connection"])
+"""What frames a request or says where it goes; two of a kind would be an attack and not a load."""
 STARTED: Final = ("direct", "nginx", "proxy", "nginx+proxy")
 
 
@@ -30,6 +33,8 @@ def read_order(url: str | None, given: dict[str, Any]) -> Order:
         raise click.UsageError("--arguments are those of a --tool")
     if given["shape"] == "drain" and given["during"] is None:
         raise click.UsageError("--shape drain needs --during COMMAND, which restarts what serves URL")
+    if given["read_only"] and given["tool"] is not None:
+        raise click.UsageError("--read-only and --tool do not go together")
     compare = _compared(given["compare"])
     if compare and given["during"] is not None:
         raise click.UsageError("--during and --compare do not go together")
@@ -47,7 +52,7 @@ def read_order(url: str | None, given: dict[str, Any]) -> Order:
         thresholds=_thresholds(given),
         during=given["during"],
         compare=compare,
-        **{name: given[name] for name in ("rounds", "processes", "seed")},
+        **{name: given[name] for name in ("rounds", "processes", "seed", "read_only")},
         timeout_s=_seconds("--timeout", given["timeout"]) or 30.0,
         verify=not given["insecure"],
     )
@@ -108,9 +113,25 @@ def _header(text: str) -> tuple[str, str]:
     name, mark, value = (part.strip() for part in text.partition(":"))
     if not mark or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
         raise click.UsageError(f"--header: {text.partition(':')[0]!r} is no header; write 'Name: value'")
+    if name.lower() in OWN_HEADERS:
+        raise click.UsageError(f"--header: {name} is the load test's own")
+    value = _revealed(name, value)
     if not value.isprintable() or not value.isascii():
         raise click.UsageError(f"--header: the value of {name} has characters that a header cannot have")
     return name, value
+
+
+def _revealed(name: str, value: str) -> str:
+    """A credential need not stand in a command line, which everybody on the machine can read."""
+    from mcp_proxy.config.secret import FILE, read_secret
+    from mcp_proxy.config.values import Invalid
+
+    if not value.startswith(("env:", FILE)):
+        return value
+    try:
+        return read_secret(value, os.environ).value
+    except Invalid as error:
+        raise click.UsageError(f"--header: {name}: {error.message}; {error.hint}") from None
 
 
 def _arguments(text: str | None) -> dict[str, Any]:

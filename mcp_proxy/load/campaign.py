@@ -17,6 +17,7 @@ import msgspec
 from mcp_proxy import __version__
 from mcp_proxy.config.amounts import format_duration
 from mcp_proxy.load import Facts, LoadError, Plan, Target, Tool, mix, summary
+from mcp_proxy.load.alike import alike
 from mcp_proxy.load.conduct import During, Outcome, Tick, check_installed, conduct
 from mcp_proxy.load.endpoints import STARTED, endpoint, stub
 from mcp_proxy.load.ledger import Ledger
@@ -44,6 +45,8 @@ class Order(msgspec.Struct):
     pace: float | None = 10.0
     headers: list[tuple[str, str]] = []
     tool: Tool | None = None
+    read_only: bool = False
+    """No tool is called that does not say that it only reads."""
     thresholds: Thresholds = Thresholds()
     during: str | None = None
     compare: list[tuple[str, Target | None]] = []
@@ -98,13 +101,19 @@ class _Campaign:
         direct = order.target or self._stack.enter_context(stub())
         if order.target is None:
             self._say(f"the target is the bundled server, {direct.url}")
+        targets: dict[str, Target] = {}
+        found: list[Facts] = []
         for name, where in order.compare or [(DIRECT, direct)]:
-            if where is None:
-                where = self._stack.enter_context(endpoint(name, direct))
-            self._plans[name] = self._plan(name, where)
+            targets[name] = where or self._stack.enter_context(endpoint(name, direct))
+            found.append(self._look(name, targets[name]))
+        common, left_out = alike(found)
+        if left_out:
+            self._say(f"not served alike by all, so left out: {', '.join(left_out)}")
+        for (name, at), facts in zip(targets.items(), common, strict=True):
+            self._plans[name] = self._plan(name, at, facts)
             self._rounds[name] = []
 
-    def _plan(self, name: str, where: Target) -> Plan:
+    def _look(self, name: str, where: Target) -> Facts:
         order = self._order
         facts = probe(
             *(where, order.headers),
@@ -112,16 +121,22 @@ class _Campaign:
             verify=order.verify,
             timeout_s=min(order.timeout_s, TIMEOUT_S),
             with_abuses="abuse" in order.mix,
+            read_only=order.read_only,
         )
         prefix = f"{name}: " if order.compare else ""
         self._say(f"{prefix}{where.url} speaks {_speaks(facts)}")
         for note in facts.notes:
             self._say(f"{prefix}{note}")
+        return facts
+
+    def _plan(self, name: str, where: Target, facts: Facts) -> Plan:
+        order = self._order
         served = {kind: weight for kind, weight in order.mix.items() if facts.serves(kind)}
         if not served:
             asked = mix.written(order.mix)
             raise LoadError(f"{where.url} serves none of the users that were asked for: {asked}")
         if order.users < len(served):
+            prefix = f"{name}: " if order.compare else ""
             self._say(f"{prefix}{len(served)} users instead of {order.users}: one of every kind")
         return Plan(
             target=where,
@@ -223,8 +238,10 @@ def _whole(rounds: list[Ledger]) -> Ledger:
 def _judged(during: During | None) -> list[Verdict]:
     if during is None:
         return []
-    if during.exit_code is None:
+    if not during.has_begun:
         actual = "it never ran"
+    elif during.exit_code is None:
+        actual = f"it had not ended after {during.seconds:.1f} s"
     else:
         actual = f"ended with {during.exit_code} after {during.seconds:.1f} s"
     return [Verdict("the command", "ends with 0", actual, during.exit_code == 0)]

@@ -31,6 +31,8 @@ QUIET_S: Final = 60.0
 much longer than a request may take it has hung."""
 _LAST_WORDS_BYTES: Final = 4000
 _POLL_S: Final = 0.1
+GRACE_S: float = 5.0
+"""Between SIGTERM and SIGKILL for a command that is not waited for any more."""
 _SEED_STEP: Final = 1000
 """So far are the seeds of two processes apart: their users do not do the same."""
 
@@ -53,10 +55,11 @@ class During(msgspec.Struct):
 
     command: str
     exit_code: int | None = None
-    """None: it never ran."""
+    """None: it never ran, or had not ended."""
     seconds: float = 0.0
     output: str = ""
     """The end of what it printed."""
+    has_begun: bool = False
 
 
 class Outcome(msgspec.Struct):
@@ -303,14 +306,27 @@ class _Command:
         return True
 
     def finish(self) -> During:
-        code = None if self._process is None else self._process.poll()
+        code = self._process.returncode if self._process is not None and self.is_over else None
+        has_begun = self._process is not None
+        seconds = self._seconds or (time.monotonic() - self._began if has_begun else 0.0)
         size = os.fstat(self._output.fileno()).st_size
         end = os.pread(self._output.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
-        return During(self._text, code, self._seconds, end.decode(errors="replace").strip())
+        return During(self._text, code, seconds, end.decode(errors="replace").strip(), has_begun)
 
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
+            _end_group(self._process)
         self._output.close()
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL for whoever of the group is still there after a while."""
+    until = time.monotonic() + GRACE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        while time.monotonic() < until:
+            leader.poll()  # a zombie would count as one of the group
+            os.killpg(leader.pid, 0)
+            time.sleep(_POLL_S)
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()

@@ -24,6 +24,8 @@ CONNECT_S: Final = 5.0
 _READ_BYTES: Final = 65536
 _SEND_BYTES: Final = 256 * 1024
 """One piece of a large body: between two, an early answer is seen."""
+_LOOK_S: Final = 0.05
+"""So often, too, if the other side does not take the next piece."""
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 
 Phase = Literal["connect", "send", "head", "body"]
@@ -54,6 +56,7 @@ class Reply:
         self._has_head = False
         self._is_framed = False
         self._has_surplus = False
+        self._is_early = False
 
     # Called by the parser
 
@@ -90,12 +93,18 @@ class Reply:
     def has_head(self) -> bool:
         return self._has_head
 
+    def note_early(self) -> None:
+        """It came before the request was sent, whose rest nobody will send."""
+        self._is_early = True
+
     @property
     def may_stay(self) -> bool:
-        """Whether the connection may be used again after this answer. Not if there was more than it."""
+        """Whether the connection may be used again after this answer. Not if there was more than it, or if
+        the request is not whole."""
         return (
             self._is_framed
             and not self._has_surplus
+            and not self._is_early
             and "close" not in self.headers.get("connection", "").lower()
         )
 
@@ -163,34 +172,61 @@ class Connection:
         head = "\r\n".join([*lines, "\r\n"]).encode("latin-1")
         until = time.perf_counter() + timeout_s
         self.requests += 1
-        self._send(reply, head + (body or b""), timeout_s)
+        self._send(reply, head + (body or b""), until)
         while not reply.has_head:
             self.receive(reply, "head", until - time.perf_counter())
         reply.head_at = reply.arrived_at
         return reply
 
-    def _send(self, reply: Reply, data: bytes, timeout_s: float) -> None:
+    def _send(self, reply: Reply, data: bytes, until: float) -> None:
         """A server may answer and stop reading: what it said is worth more than that it did."""
-        self._sock.settimeout(max(timeout_s, 0.001))
+        left = memoryview(data)
         try:
-            for start in range(0, len(data), _SEND_BYTES):
-                self._sock.sendall(data[start : start + _SEND_BYTES])
+            while left and not reply.has_head:
+                left = left[self._send_some(left, until) :]
+                if left:
+                    self._look(reply)
         except TimeoutError:
             raise
+        except Broken as broken:
+            raise Broken("send", broken.reason) from broken
         except OSError as error:
             try:
                 while not reply.has_head:
                     self.receive(reply, "head", 1.0)
             except (Broken, TimeoutError):
                 raise Broken("send", f"connection lost while sending: {_words(error)}") from error
+        if left:
+            reply.note_early()
+
+    def _send_some(self, data: memoryview, until: float) -> int:
+        """How many bytes went; 0 if none did for a while. Raises OSError, TimeoutError at the deadline."""
+        left_s = until - time.perf_counter()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(left_s, _LOOK_S))
+        try:
+            return self._sock.send(data[:_SEND_BYTES])
+        except TimeoutError:
+            return 0
+
+    def _look(self, reply: Reply) -> None:
+        """Take what has come, without waiting. Raises Broken."""
+        with contextlib.suppress(TimeoutError):
+            self._take(reply, "head", 0.0)
 
     def receive(self, reply: Reply, phase: Phase, timeout_s: float) -> None:
         """One read from the socket, whatever it holds. Raises Broken, TimeoutError."""
         if timeout_s <= 0:
             raise TimeoutError
+        self._take(reply, phase, timeout_s)
+
+    def _take(self, reply: Reply, phase: Phase, timeout_s: float) -> None:
         try:
             self._sock.settimeout(timeout_s)
             data = self._sock.recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise TimeoutError from None
         except TimeoutError:
             raise
         except (OSError, ValueError) as error:  # ValueError: TLS that was shut down by ``stop``

@@ -233,7 +233,8 @@ class Ledger(msgspec.Struct, dict=True):
         return merged(row.times for row in self.operations.values() if row.is_call)
 
     def first_times(self) -> Counts:
-        return merged(row.first for row in self.operations.values())
+        """Of answers; when something happens on a held stream is nobody's merit."""
+        return merged(row.first for row in self.operations.values() if row.is_call)
 
     def add(self, other: Ledger) -> None:
         """Of another process, at the same time. Rounds after each other are added by ``after``."""

@@ -35,16 +35,26 @@ def probe(
     verify: bool = True,
     timeout_s: float = TIMEOUT_S,
     with_abuses: bool = True,
+    read_only: bool = False,
 ) -> Facts:
-    """Raises LoadError if there is nothing to load: nobody listens, or it is no MCP server."""
-    return _Probe(where, headers, tool, verify, timeout_s).run(with_abuses=with_abuses)
+    """``read_only``: a tool has to say so itself. Raises LoadError if there is nothing to load: nobody
+    listens, or it is no MCP server."""
+    return _Probe(where, headers, tool, verify, timeout_s, read_only=read_only).run(with_abuses=with_abuses)
 
 
 class _Probe:
     def __init__(
-        self, where: Target, headers: Fields, tool: Tool | None, verify: bool, timeout_s: float
+        self,
+        where: Target,
+        headers: Fields,
+        tool: Tool | None,
+        verify: bool,
+        timeout_s: float,
+        *,
+        read_only: bool,
     ) -> None:
         self._asked_tool = tool
+        self._read_only = read_only
         self._ledger = Ledger()
         self._plan = Plan(
             *(where, "smoke", 0.0, 1, {}, Facts()),
@@ -125,7 +135,8 @@ class _Probe:
         if self._asked_tool is not None:
             found = [self._asked_tool]
         else:
-            found = tools.candidates(listed.result.get("tools")) if listed is not None else []
+            named = None if listed is None else listed.result.get("tools")
+            found = tools.candidates(named, must_say=self._read_only)
         for tool in found:
             answer = self._call(tool)
             if answer is None:
@@ -156,6 +167,8 @@ class _Probe:
             failure = next(reversed(self._ledger.failures.values()), None)
             why = failure.reason if failure else "no answer"
             raise LoadError(f"the tool {self._asked_tool.name} cannot be called so: {why}")
+        elif has_tools and self._read_only:
+            facts.notes.append("no tool says that it only reads, so none is called")
         elif has_tools:
             facts.notes.append("no tool is known to be harmless, so none is called; name one with --tool")
         else:

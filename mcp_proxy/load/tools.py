@@ -47,13 +47,13 @@ _READS: Final = frozenset(
 _WORDS: Final = re.compile(r"[a-z]+|[A-Z][a-z]*")
 
 
-def candidates(listed: object) -> list[Tool]:
-    """The best first. ``listed`` is what ``tools/list`` has said."""
+def candidates(listed: object, *, must_say: bool = False) -> list[Tool]:
+    """The best first. ``listed`` is what ``tools/list`` has said. ``must_say``: a name is no proof."""
     if not isinstance(listed, Iterable):
         return []
     ranked = [(rank, tool) for each in listed if (rank := _rank(each)) is not None and (tool := _tool(each))]
     ranked.sort(key=lambda pair: pair[0])
-    return [tool for _, tool in ranked][:CANDIDATES]
+    return [tool for rank, tool in ranked if rank == 0 or not must_say][:CANDIDATES]
 
 
 def _tool(listed: dict[str, Any]) -> Tool | None:

@@ -2,7 +2,7 @@
 
 ``python -m tests.load [--rolls N] [OPTION ...]`` passes its options to ``mcp-proxy load``. With ``--shape
 drain`` both replicas are restarted under load, N times (2), and no POST may fail. Exits with the code of
-``mcp-proxy load``.
+``mcp-proxy load``, or 1 if the log of a replica holds a traceback.
 
 Rules of this file: the load test is the command as people run it, in a process of its own. Its ``--during``
 command asks this process, by a socket, for the restart: who started the replicas restarts them.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.load.stage import Stage, stage
+from tests.load.stage import Stage, stage, tracebacks
 
 REPORT = "build/load"
 ROLL = "--roll"
@@ -49,10 +49,10 @@ async def _run(arguments: list[str], report: Path, logs: Path, rolls: int) -> in
             door = f"{folder}/roll"
             async with await asyncio.start_unix_server(_Roller(place, rolls), door):
                 code = await _load(place, arguments, report, door)
-        tracebacks = place.tracebacks()
-    for traceback in tracebacks:
+    found = tracebacks(logs)  # of every start, drained ones too
+    for traceback in found:
         print(traceback, file=sys.stderr)
-    return code or bool(tracebacks)
+    return code or int(bool(found))
 
 
 async def _load(place: Stage, arguments: list[str], report: Path, door: str) -> int:

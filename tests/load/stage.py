@@ -25,6 +25,8 @@ from tests.tools.redis_server import RedisServer
 DRAIN_DELAY = "3s"
 """Longer than nginx keeps an idle connection (``keepalive_timeout 900ms``), as docs/nginx.md asks for."""
 
+TRACEBACK = "Traceback (most recent"
+
 
 @dataclass
 class Stage:
@@ -45,9 +47,16 @@ class Stage:
             await replica.stop()
             await replica.start()
 
-    def tracebacks(self) -> list[str]:
-        """Unhandled errors in the logs of the replicas that run now."""
-        return [found for replica in self.replicas if (found := replica.proxy.traceback())]
+
+def tracebacks(folder: Path) -> list[str]:
+    """The first unhandled error of every start of every replica, once all have ended."""
+    found = []
+    for log in sorted(folder.glob("replica-*/start-*/stderr")):
+        text = log.read_text(errors="replace")
+        at = text.find(TRACEBACK)
+        if at >= 0:
+            found.append(f"{log.parent.relative_to(folder)}: {text[max(0, at - 300) : at + 4000]}")
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -46,6 +46,13 @@ def run(*args: str) -> Result:
         ([URL, "--header", "Authorization"], "--header: 'Authorization' is no header"),
         ([URL, "--header", "A b: c"], "--header: 'A b' is no header"),
         ([URL, "--header", "A: b\r\nc: d"], "--header: the value of A has characters"),
+        ([URL, "--header", "Host: b"], "--header: Host is the load test's own"),
+        ([URL, "--header", "content-length: 1"], "--header: content-length is the load test's own"),
+        ([URL, "--header", "Transfer-Encoding: chunked"], "--header: Transfer-Encoding is the load test's"),
+        ([URL, "--header", "Connection: close"], "--header: Connection is the load test's own"),
+        ([URL, "--header", "A: env:NOT_SET_ANYWHERE"], "--header: A: the environment variable"),
+        ([URL, "--header", "A: file:/nowhere/x"], "--header: A: cannot read the secret file"),
+        ([URL, "--read-only", "--tool", "x"], "--read-only and --tool do not go together"),
         ([URL, "--arguments", "{}"], "--arguments are those of a --tool"),
         ([URL, "--tool", "x", "--arguments", "[]"], "--arguments: write a JSON object"),
         ([URL, "--tool", "x", "--arguments", "{"], "--arguments: write a JSON object"),
@@ -103,6 +110,7 @@ def asked(url: str | None = URL, **over: Any) -> Order:
     names = ("duration", "users", "mix", "during", "tool", "arguments", "max_failed_posts", "p50", "p99")
     given: dict[str, Any] = dict.fromkeys((*names, "first_event_p99", "min_rate", "compare"))
     given |= {"shape": "smoke", "pace": "10", "processes": 1, "seed": 1, "headers": (), "insecure": False}
+    given |= {"read_only": False}
     given |= {"max_failures": "0%", "rounds": 3, "timeout": "30s", **over}
     return read_order(url, given)
 
@@ -136,6 +144,16 @@ def test_headers_and_tool_are_read() -> None:
     order = asked(headers=("X-A: b: c", "Authorization:Bearer x"), tool="t", arguments='{"a":1}')
     assert order.headers == [("X-A", "b: c"), ("Authorization", "Bearer x")]
     assert order.tool == Tool("t", {"a": 1})
+
+
+def test_a_header_may_be_a_secret_that_nobody_sees_in_the_list_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCP_LOAD_TOKEN", "Bearer abc")
+    file = tmp_path / "token"
+    file.write_text("xyz\n")
+    order = asked(headers=("Authorization: env:MCP_LOAD_TOKEN", f"X-Key: file:{file}"))
+    assert order.headers == [("Authorization", "Bearer abc"), ("X-Key", "xyz")]
 
 
 def test_without_a_url_there_is_no_target() -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from mcp_proxy.load import Target, messages
 from mcp_proxy.load.client import Client
-from mcp_proxy.load.connection import Broken, Connection
 from mcp_proxy.load.ledger import Ledger, quantile
 from mcp_proxy.load.stream import Failed
 from tests.tools import PATIENCE_S
@@ -289,40 +288,3 @@ def test_nobody_there_is_a_failure() -> None:
     with pytest.raises(Failed):
         ask(client)
     assert reasons(client) == ["cannot connect: connection refused"]
-
-
-def test_an_answer_that_comes_before_the_body_was_read_counts() -> None:
-    """A server that refuses a large body need not read it; what it said is worth more than that it closed."""
-
-    def refuse(listening: socket.socket) -> None:
-        connection, _ = listening.accept()
-        with connection:
-            connection.recv(1000)
-            connection.sendall(http(413, b"{}", "connection: close"))
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65536):
-                pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=refuse, args=(listening,), daemon=True).start()
-        where = Target("http", "127.0.0.1", listening.getsockname()[1], "/mcp")
-        connection = Connection(where)
-        assert connection.ask("POST", [], b"x" * 8_000_000, PATIENCE_S).status == 413
-        connection.close()
-
-
-def test_a_connection_that_breaks_while_it_is_sent_to_says_so() -> None:
-    def refuse(listening: socket.socket) -> None:
-        connection, _ = listening.accept()
-        connection.recv(1000)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        connection.close()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=refuse, args=(listening,), daemon=True).start()
-        where = Target("http", "127.0.0.1", listening.getsockname()[1], "/mcp")
-        connection = Connection(where)
-        with pytest.raises(Broken) as broken:
-            connection.ask("POST", [], b"x" * 32_000_000, PATIENCE_S)
-        assert broken.value.phase == "send"
-        connection.close()

@@ -94,6 +94,13 @@ def test_a_threshold_is_kept_or_named(limits: Thresholds, missed: list[str]) -> 
     assert [verdict.name for verdict in verdicts if not verdict.is_kept] == missed
 
 
+def test_the_first_event_of_a_held_stream_comes_when_it_comes() -> None:
+    ledger = filled(10)
+    ledger.first_event(ledger.operation("session", "tools/call"), 0.010)
+    ledger.first_event(ledger.operation("stream", "GET stream", is_post=False, is_call=False), 9.0)
+    assert all(verdict.is_kept for verdict in judge(Thresholds(first_event_p99_s=0.020), ledger))
+
+
 @pytest.mark.parametrize(("allowed", "is_kept"), [(0.0, False), (0.009, False), (0.0100, True), (1.0, True)])
 def test_failures_are_a_share_of_all_requests(allowed: float, is_kept: bool) -> None:
     (verdict,) = judge(Thresholds(max_failures=allowed), filled(99, 1))

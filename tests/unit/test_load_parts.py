@@ -182,6 +182,11 @@ def test_a_tool_that_may_do_harm_or_needs_arguments_is_never_called(listed: obje
     assert tools.candidates([listed]) == []
 
 
+def test_a_tool_that_only_sounds_harmless_is_none_where_it_has_to_say_so() -> None:
+    listed = [tool("get_time"), tool("frobnicate", annotations={"readOnlyHint": True})]
+    assert [each.name for each in tools.candidates(listed, must_say=True)] == ["frobnicate"]
+
+
 @pytest.mark.parametrize("listed", [None, 7, {}, []])
 def test_a_strange_list_of_tools_has_none(listed: object) -> None:
     assert tools.candidates(listed) == []

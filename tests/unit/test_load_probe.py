@@ -115,6 +115,14 @@ def test_a_tool_of_which_nothing_is_known_is_not_called(server: RunningStub) -> 
     assert not any(b"tools/call" in request.body for request in server.requests)
 
 
+def test_a_tool_that_only_sounds_harmless_is_not_called_if_it_has_to_say_so(server: RunningStub) -> None:
+    server.before = edited(lambda result: result.update(tools=[{"name": "get_time"}]), "tools/list")
+    facts = probe(server.target, [], timeout_s=2.0, with_abuses=False, read_only=True)
+    assert facts.tool is None
+    assert "no tool says that it only reads, so none is called" in facts.notes
+    assert not any(b"tools/call" in request.body for request in server.requests)
+
+
 def test_a_tool_that_fails_is_passed_over(server: RunningStub) -> None:
     listed = [{"name": name, "annotations": {"readOnlyHint": True}} for name in ("broken", "count")]
     server.before = edited(lambda result: result.update(tools=listed), "tools/list")

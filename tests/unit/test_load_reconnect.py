@@ -81,6 +81,30 @@ def _refuse(exchange: Exchange) -> bool:
     return True
 
 
+def test_who_has_the_response_already_does_not_wait_for_it(server: RunningStub) -> None:
+    """A server without a priming event: the first event with an id may be the response."""
+
+    def answer(request: Request, exchange: Exchange) -> bool:
+        if request.method == "GET":
+            exchange.begin_stream()
+            return True
+        if b'"tools/call"' not in request.body:
+            return False
+        id = msgspec.json.decode(request.body)["id"]
+        exchange.begin_stream()
+        exchange.send(b'id: 1\ndata: {"jsonrpc":"2.0","id":%d,"result":{}}\n\n' % id)
+        exchange.end_stream()
+        return True
+
+    server.before = answer
+    facts = only(get_ids=False, stream_tool=Tool("count"))
+    user = ReconnectUser(plan_for(server.target, facts, timeout_s=1.0), Ledger())
+    user.step()
+    user.end()
+    assert "GET" not in server.methods()
+    assert failures(user) == []
+
+
 def numbered(number: int, id: str | None = None) -> Event:
     message = {"method": "notifications/progress", "params": {"progress": number}}
     return Event(msgspec.json.encode(message).decode(), id or f"e{number}")

@@ -18,7 +18,7 @@ from mcp_proxy.load import summary
 from mcp_proxy.load.campaign import _headline
 from mcp_proxy.load.conduct import During
 from mcp_proxy.load.ledger import Ledger
-from mcp_proxy.load.report import write
+from mcp_proxy.load.report import LOCUST, prepare, write
 from mcp_proxy.load.report.chart import Line, chart
 from mcp_proxy.load.report.files import document, failures_csv, history_csv, operations_csv
 from mcp_proxy.load.report.page import page
@@ -256,6 +256,12 @@ def test_the_terminal_shows_tables_failures_and_verdicts() -> None:
 def test_a_terminal_obeys_nothing_that_a_server_says() -> None:
     shown = "\n".join(lines(summary_of(ledger_of(0.01, failure=HOSTILE))))
     assert "\x1b" not in shown
+
+
+def test_a_report_has_nothing_of_an_earlier_run_of_locust(tmp_path: Path) -> None:
+    (tmp_path / LOCUST).write_text("of an earlier run")
+    prepare(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:

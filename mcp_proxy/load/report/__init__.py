@@ -11,6 +11,18 @@ from mcp_proxy.load.summary import Summary
 
 PAGE = "report.html"
 DOCUMENT = "report.json"
+LOCUST = "locust.html"
+"""Written by the generator, of a run of one process on one endpoint."""
+
+
+def prepare(folder: Path) -> None:
+    """Make sure that it can be written to, and that it holds no page of an earlier run that ``write`` would
+    not replace. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCUST).unlink(missing_ok=True)
+    probe = folder / ".writable"
+    probe.touch()
+    probe.unlink()
 
 
 def write(summary: Summary, folder: Path) -> None:

@@ -50,7 +50,7 @@ class Scenario:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """The orderly end of what ``begin`` began."""
+        """The orderly end of what ``begin`` began, as far as it came."""
 
     # What whoever runs it calls
 
@@ -83,8 +83,7 @@ class Scenario:
     def end(self) -> None:
         """After the last turn. Nothing is raised."""
         try:
-            if self._has_begun:
-                self.finish()
+            self.finish()
         except (Failed, Stopped):
             pass
         finally:
@@ -104,6 +103,9 @@ class SessionScenario(Scenario):
         return messages.session_fields(self.session, self.version)
 
     def begin(self) -> None:
+        """A beginning that failed in its middle is ended first: nobody collects sessions."""
+        if self.session is not None:
+            self.finish()
         client = self.client
         id = client.next_id()
         answer = client.ask("initialize", id, messages.initialize(id), [])
@@ -112,6 +114,10 @@ class SessionScenario(Scenario):
         client.tell(
             "notifications/initialized", messages.notification("notifications/initialized"), self.fields
         )
+
+    def lost(self) -> None:
+        super().lost()
+        self.session = None
 
     def finish(self) -> None:
         """Once, whatever becomes of it: a user may be stopped in the middle, and ``end`` comes here again."""

@@ -51,12 +51,16 @@ class ReconnectUser(SessionScenario):
         stream = self.client.stream(BROKEN_CALL, "POST", fields, body)
         before = self._read_until_break(stream)
         after: list[Event] = []
+
+        def is_answered() -> bool:
+            return any(_is_response(event, id) for event in (*before, *after))
+
         for _ in range(ATTEMPTS):
-            if any(_is_response(event, id) for event in after):
+            if is_answered():
                 break
             last_id = next(event.id for event in reversed([*before, *after]) if event.id is not None)
             stream = get_stream(self.fields, RESUMED_CALL)(self.client, last_id)
-            self._read(stream, after, lambda: any(_is_response(event, id) for event in after))
+            self._read(stream, after, is_answered)
         self._judge(RESUMED_CALL, sequence.answer_fault(before, after, id, tool.events))
 
     def _read_until_break(self, stream: Stream) -> list[Event]:

@@ -31,11 +31,11 @@ class SessionUser(SessionScenario):
 
     def begin(self) -> None:
         super().begin()
-        self._calls = 0
+        self._list()
         if self.facts.get_stream and self.session is not None:
             self._listener = Listener(self.plan, self.ledger, self.kind, get_stream(self.fields))
             threading.Thread(target=self._listener.run, daemon=True).start()
-        self._list()
+        self._calls = 0  # last: who did not come so far begins again
 
     def turn(self) -> None:
         if self._calls >= CALLS_PER_SESSION:
