@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.conformance.results import Run, Scenario, read
 from tests.e2e.processes import started, wait_until_it_accepts
@@ -134,7 +135,9 @@ def _install_subjects() -> None:
         for member in distribution.getmembers():
             member.name = member.name.removeprefix(f"{root}/")
             if member.name.startswith(_SUBJECTS):
-                distribution.extract(member, HOME, filter="data")
+                # Python 3.11.2 knows no filters, newer ones want to be told of one.
+                safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                distribution.extract(member, HOME, **safely)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Rules of this file: made-up pages, each wrong in one way.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,17 @@ def page(*lines: str) -> str:
     return "\n".join(["# A page", "", f"{FENCE}console", *lines, FENCE, ""])
 
 
+ENVIRON = {
+    **os.environ,
+    "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+}
+"""What is installed beside this Python is found, however the tests were started."""
+
+
 def wrongs(text: str, cwd: Path) -> list[str | None]:
     """What is wrong with each command of a page with this text."""
     typed = list(script("x.md", text, Page()))
-    became = run([each.step for each in typed], cwd=cwd, environ=os.environ)
+    became = run([each.step for each in typed], cwd=cwd, environ=ENVIRON)
     return [
         complaint("x.md", each.command, done)
         for each, done in zip(typed, became, strict=False)
@@ -47,8 +55,8 @@ def wrongs(text: str, cwd: Path) -> list[str | None]:
         (["$ false | cat"], "exit code 1"),
         (["$ no-such-program"], "exit code 127"),
         (["$ if then"], "exit code 2"),
-        (["$ mcp-proxy serve --config no-such-file"], "it ended"),
-        (["$ mcp-proxy tap"], "it ended"),
+        (["$ mcp-proxy serve --config no-such-file"], "no such file"),
+        (["$ mcp-proxy tap"], "cannot reach"),
     ],
 )
 def test_a_page_is_right_or_it_is_said_what_is_wrong(lines: list[str], wrong: str, tmp_path: Path) -> None:
@@ -80,11 +88,11 @@ def test_nothing_outside_can_be_reached_and_every_address_of_the_examples_can(tm
         Step("tail -n +2 /proc/net/route | wc -l"),
     ]
 
-    assert run(lines, cwd=tmp_path, environ=os.environ) == [Done("", 0, ""), Done("0\n", 0, "")]
+    assert run(lines, cwd=tmp_path, environ=ENVIRON) == [Done("", 0, ""), Done("0\n", 0, "")]
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    (lives,) = run([Step("sleep 1000 & echo $PPID")], cwd=tmp_path, environ=os.environ)
+    (lives,) = run([Step("sleep 1000 & echo $PPID")], cwd=tmp_path, environ=ENVIRON)
 
     # The first process of its own namespace has the shell for a child, and with it went the rest.
     assert lives.output.strip() == "1"
