@@ -271,8 +271,8 @@ async def test_a_slow_network_within_the_budget_changes_nothing(redis: RedisServ
     async with proxied(redis) as (between, one):
         between.down.latency_s = 0.05
         assert await one.registry.create(A, RECORD) is True
-        found = await outcomes(*(one.registry.fetch(A) for _ in range(200)))
-        assert found == [RECORD] * 200
+        found = await outcomes(*(one.registry.fetch(A) for _ in range(20)))
+        assert found == [RECORD] * 20
 
 
 async def test_answers_in_single_bytes_are_put_together(redis: RedisServer) -> None:
